@@ -1,0 +1,45 @@
+# make demo   trains through crashes and shows it
+# make test   lints, type-checks and runs every test
+# Both make .venv themselves; a second run starts at once. Besides:
+# make verify       the model at its large bounds, every transition on a real store (an hour or less)
+# make bench        one advance, and the recovery from a crash, measured beside others
+# make bench-model  the checker and the simulation, measured
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/installed
+
+.PHONY: demo test lint verify bench bench-model clean
+
+demo: $(STAMP)
+	$(BIN)/python -m examples.digits
+
+test: $(STAMP) lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+verify: $(STAMP)
+	$(BIN)/coxless verify
+	$(BIN)/python model/promela/compare.py
+	$(BIN)/coxless cover --ranks 2 --iterations 2 --crashes 1 --restarts 1 --suspicions 1 --target tcp
+
+bench: $(STAMP)
+	$(BIN)/python -m bench.advance
+	$(BIN)/python -m bench.recovery
+
+bench-model: $(STAMP)
+	$(BIN)/python -m bench.model
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $(STAMP)
+
+clean:
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,298 @@
+"""What agreeing on an iteration costs, beside barriers that forgive nothing: latency, commands, bytes, server CPU.
+
+One store server process, N rank processes (or threads with a connection each), all methods interleaved in blocks of one run, medians.
+Timings on a shared machine are noisy: read the ratios.
+"""
+
+import datetime
+import json
+import multiprocessing
+import os
+import platform
+import queue
+import re
+import shutil
+import socket
+import statistics
+import struct
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import click
+import torch
+import torch.distributed as dist
+
+import coxless
+from coxless.server import start_server
+
+from . import methods, report
+
+METHODS: dict[str, Callable[..., tuple[methods.Meet, methods.Close]]] = {
+    "raw floor": methods.raw_floor,
+    "torch elastic barrier": methods.torch_elastic,
+    "Store.barrier": methods.native_barrier,
+    "append+get barrier (as NVRx)": methods.append_and_get,
+    "as drawn": methods.as_drawn,
+    "gloo barrier": methods.gloo_barrier,
+    "coxless": methods.coxless_advance,
+    "coxless, recording": methods.coxless_advance,
+}
+BLOCKS = 6
+
+
+def options_of(name: str, record: str) -> dict[str, str]:
+    return {"record": record} if name.endswith("recording") else {}
+
+
+def run_rank(
+    rank: int, size: int, addresses: tuple[str, str], names: list[str], iterations: int, record: str, cpu: Callable[[], float]
+) -> dict[str, Any]:
+    """One rank's share of a run: the samples (s) of each method, and the server's CPU (s) over its blocks, as rank 0 reads it."""
+    store = coxless.connect(addresses[0])
+    samples: dict[str, list[float]] = {name: [] for name in names}
+    server: Counter[str] = Counter()
+    meets = {}
+    for number, name in enumerate(names):
+        meets[name] = METHODS[name](
+            rank, size, coxless.connect(addresses[name.endswith("recording")]), f"m{number}", **options_of(name, record)
+        )
+    for block in range(BLOCKS):
+        for name in names:
+            meet, _ = meets[name]
+            first = block * (iterations + 5)
+            store.barrier(f"start:{block}:{name}", size, methods.LONG)
+            for i in range(first, first + 5):
+                meet(i)
+            store.barrier(f"warm:{block}:{name}", size, methods.LONG)
+            before = cpu() if rank == 0 else 0.0
+            for i in range(first + 5, first + 5 + iterations):
+                begun = time.perf_counter()
+                meet(i)
+                samples[name].append(time.perf_counter() - begun)
+            store.barrier(f"end:{block}:{name}", size, methods.LONG)
+            if rank == 0:
+                server[name] += cpu() - before
+    for name in names:
+        meets[name][1]()
+    return {"medians": {name: statistics.median(values) for name, values in samples.items()},
+            "p99": {name: statistics.quantiles(values, n=100)[98] for name, values in samples.items()},
+            "server": dict(server)}  # fmt: skip
+
+
+def cpu_of(*pids: int) -> Callable[[], float]:
+    tick = os.sysconf("SC_CLK_TCK")
+
+    def read() -> float:
+        total = 0
+        for pid in pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            total += int(fields[11]) + int(fields[12])
+        return total / tick
+
+    return read
+
+
+def measure(size: int, iterations: int, names: list[str], *, threads: bool) -> dict[str, dict[str, float]]:
+    """One run. Returns for each method: median (s), p99 (s), ratio to the floor, server CPU (s) per rank and iteration."""
+    record = tempfile.mkdtemp(prefix="coxless-bench-")
+    try:
+        with (
+            start_server() as server,
+            start_server() as second,
+        ):  # the second for the crew that records: there is one crew on a store
+            cpu = cpu_of(server.pid, second.pid)
+            arguments = [(rank, size, (server.address, second.address), names, iterations, record, cpu) for rank in range(size)]
+            results = in_threads(arguments) if threads else in_processes(arguments)
+    finally:
+        shutil.rmtree(record, ignore_errors=True)
+    table = {}
+    for name in names:
+        table[name] = {
+            "median": statistics.median(result["medians"][name] for result in results),
+            "p99": statistics.median(result["p99"][name] for result in results),
+            "server": results[0]["server"][name] / (BLOCKS * iterations * size),
+        }
+    for row in table.values():
+        row["ratio"] = row["median"] / table["raw floor"]["median"]
+    return table
+
+
+def in_processes(arguments: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    # fork, before anything here talks to a store: torch is imported once for all
+    context = multiprocessing.get_context("fork")
+    results = context.Queue()
+
+    def work(rank: int) -> None:
+        torch.set_num_threads(1)
+        results.put((rank, run_rank(*arguments[rank])))
+
+    processes = [context.Process(target=work, args=(rank,)) for rank in range(len(arguments))]
+    for process in processes:
+        process.start()
+    collected: dict[int, dict[str, Any]] = {}
+    while len(collected) < len(processes):
+        try:
+            rank, result = results.get(timeout=1)
+            collected[rank] = result
+        except queue.Empty:
+            if any(process.exitcode for process in processes):
+                for process in processes:
+                    process.kill()
+                raise click.ClickException("a rank of the benchmark failed; what it printed is above") from None
+    for process in processes:
+        process.join()
+    return [collected[rank] for rank in range(len(arguments))]
+
+
+def in_threads(arguments: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+    results: dict[int, dict[str, Any]] = {}
+
+    def work(rank: int) -> None:
+        results[rank] = run_rank(*arguments[rank])
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(arguments))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [results[rank] for rank in range(len(arguments))]
+
+
+class Counting:
+    """A store client whose commands are counted as the wire has them (get is two)."""
+
+    COST: ClassVar = {"get": 2, "multi_get": 2}
+
+    def __init__(self, store: dist.Store, counter: Counter[str]) -> None:
+        self._store, self._counter = store, counter
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._store, name)
+        if name not in {
+            "add",
+            "set",
+            "get",
+            "wait",
+            "append",
+            "compare_set",
+            "multi_get",
+            "check",
+            "delete_key",
+            "barrier",
+            "multi_set",
+        }:
+            return value
+
+        def counted(*arguments: Any) -> Any:
+            self._counter["commands"] += self.COST.get(name, 1)
+            return value(*arguments)
+
+        return counted
+
+
+def traffic(size: int, names: list[str], iterations: int = 100) -> dict[str, dict[str, float]]:
+    """Store commands and bytes (both ways) per rank and iteration, counted in threads; gloo's own traffic is not the store's."""
+    rows: dict[str, dict[str, float]] = {}
+    for name in names:
+        if name == "gloo barrier":
+            continue
+        with start_server() as server:
+            counts: list[Counter[str]] = [Counter() for _ in range(size)]
+            moved = [0] * size
+            gate = threading.Barrier(size)
+
+            def work(
+                rank: int, name: str = name, server: Any = server, counts: Any = counts, moved: Any = moved, gate: Any = gate
+            ) -> None:
+                client = coxless.connect(server.address)
+                if name.startswith("coxless"):
+                    crew = coxless.join(client, rank=rank, world_size=size, patience=datetime.timedelta(seconds=0.5))
+                    crew.advance()
+                    connection = crew._driver.connection
+                    connection._store = Counting(connection._store, counts[rank])
+                    connection._barrier = connection._store.barrier
+                    meet, close, inner = (lambda i: crew.advance()), crew.leave, connection._store._store
+                else:
+                    meet, close = METHODS[name](rank, size, Counting(client, counts[rank]), "m")
+                    inner = client
+                meet(0)
+                gate.wait()
+                counts[rank].clear()
+                before = bytes_of(inner)
+                gate.wait()
+                for i in range(1, iterations + 1):
+                    meet(i)
+                moved[rank] = bytes_of(inner) - before
+                gate.wait()
+                close()
+
+            threads = [threading.Thread(target=work, args=(rank,)) for rank in range(size)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        rows[name] = {
+            "commands": sum(count["commands"] for count in counts) / (size * iterations),
+            "bytes": sum(moved) / (size * iterations),
+        }
+    return rows
+
+
+def bytes_of(store: dist.Store) -> int:
+    """Bytes sent and received so far on the client's connection, as the kernel counts them (Linux, TCP_INFO)."""
+    match = re.search(r"client=.*?\bfd=(\d+)", repr(store))
+    assert match is not None
+    with socket.socket(fileno=os.dup(int(match.group(1)))) as duplicate:
+        info = duplicate.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 256)
+    acked, received = struct.unpack_from("=QQ", info, 120)
+    return int(acked + received)
+
+
+@click.command(help=__doc__)
+@click.option("--processes", default="2,4,8,16,32", show_default=True, help="Numbers of rank processes.")
+@click.option(
+    "--threads", default="64,128,256,512,1024", show_default=True, help="Numbers of threads, a connection each; empty: none."
+)
+@click.option("--iterations", default=100, show_default=True, help="Iterations of a block; there are 6 blocks of each method.")
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/bench"), show_default=True)
+def main(processes: str, threads: str, iterations: int, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    data: dict[str, Any] = {
+        "machine": machine(),
+        "date": datetime.date.today().isoformat(),
+        "latency": {},
+        "threads": {},
+        "traffic": {},
+    }
+    names = list(METHODS)
+    for size in numbers(processes):
+        data["latency"][size] = measure(size, iterations, names, threads=False)
+        report.show(f"{size} processes", data["latency"][size])
+    for size in numbers(threads):
+        # gloo connects every pair, and recording is no different here: neither says anything at these sizes
+        some = [name for name in names if name not in ("gloo barrier", "coxless, recording", "as drawn")]
+        data["threads"][size] = measure(size, max(10, iterations * 16 // size), some, threads=True)
+        report.show(f"{size} threads", data["threads"][size])
+    for size in (4, 16):
+        data["traffic"][size] = traffic(size, [name for name in names if not name.endswith("recording")])
+    (out / "advance.json").write_text(json.dumps(data, indent=1) + "\n")
+    report.write(data, out)
+    click.echo(f"{out / 'advance.md'}, {out / 'advance.svg'}")
+
+
+def numbers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
+
+
+def machine() -> str:
+    model = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
+    return f"{os.cpu_count()} cores ({model.group(1) if model else platform.machine()}), Python {platform.python_version()}, torch {torch.__version__}"
+
+
+if __name__ == "__main__":
+    main()

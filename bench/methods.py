@@ -1,0 +1,102 @@
+"""The ways to meet at an iteration that are compared, each as `make(rank, size, store, tag) -> (meet, close)`.
+
+`meet(i)` returns when this rank may go on with iteration i. Every method but the native barrier and gloo is written with the store operations
+that its original uses, on keys that carry `tag` and i, so that blocks of different methods can be interleaved on one store.
+"""
+
+import os
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch.distributed as dist
+from torch.distributed.elastic.utils.store import barrier as elastic_barrier
+
+import coxless
+
+LONG = timedelta(seconds=120)
+Meet = Callable[[int], object]
+Close = Callable[[], object]
+
+
+def nothing() -> None:
+    pass
+
+
+def raw_floor(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Close]:
+    """add; the last one sets, the others wait. Forgives nothing: the floor."""
+
+    def meet(i: int) -> None:
+        key = f"{tag}:{i}"
+        if store.add(key, 1) == size:
+            store.set(f"{key}:full", "1")
+        else:
+            store.wait([f"{key}:full"], LONG)
+
+    return meet, nothing
+
+
+def torch_elastic(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Close]:
+    """torch.distributed.elastic.utils.store.barrier."""
+    return lambda i: elastic_barrier(store, size, f"{tag}:{i}", 120), nothing
+
+
+def native_barrier(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Close]:
+    """Store.barrier: one command of the store server."""
+    return lambda i: store.barrier(f"{tag}:{i}", size, LONG), nothing
+
+
+def append_and_get(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Close]:
+    """append, get, set by whoever sees everyone, wait: the barrier that NVIDIA's resiliency extension uses."""
+
+    def meet(i: int) -> None:
+        key = f"{tag}:{i}"
+        store.append(key, f"{rank},")
+        if store.get(key).count(b",") == size:
+            store.set(f"{key}:full", "1")
+        store.wait([f"{key}:full"], LONG)
+
+    return meet, nothing
+
+
+def as_drawn(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Close]:
+    """The diagram's six phases with its heartbeat reads, on fresh keys for each iteration (on the keys as drawn it does not keep running)."""
+    beats = [f"{tag}:heartbeat_{r}" for r in range(size)]
+
+    def meet(i: int) -> None:
+        arrived, consensus, ready = f"{tag}:{i}:arrived", f"{tag}:{i}:consensus", f"{tag}:{i}:ready"
+        store.set(beats[rank], f"{time.time():.3f}")
+        store.append(arrived, f"{rank},")
+        while True:
+            names = store.get(arrived).decode().split(",")
+            ages = store.multi_get(beats) if i else []
+            active = sum(time.time() - float(age) <= 30 for age in ages) if i else size
+            if len(names) - 1 >= active:
+                break
+        store.set(consensus, str(rank))
+        if store.get(consensus) == str(rank).encode():
+            number = store.add(f"{tag}:counter", 1)
+            for other in range(size):
+                store.set(f"{tag}:rank_{other}_last_iteration", str(number))
+            store.set(ready, str(number))
+        else:
+            store.wait([ready], LONG)
+
+    return meet, nothing
+
+
+def gloo_barrier(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Close]:
+    """torch.distributed.barrier on gloo."""
+    group = dist.ProcessGroupGloo(dist.PrefixStore(tag, store.clone()), rank, size, LONG)
+    return lambda i: group.barrier().wait(), nothing
+
+
+def coxless_advance(rank: int, size: int, store: Any, tag: str, *, record: str = "") -> tuple[Meet, Close]:
+    """coxless: one advance, in normal use: heartbeats on. The store must be this method's own: there is one crew on a store."""
+    if record:
+        os.environ["COXLESS_TRACE"] = record
+    crew = coxless.join(store, rank=rank, world_size=size, patience=timedelta(seconds=0.5), join_timeout=LONG)
+    os.environ.pop("COXLESS_TRACE", None)
+    crew.advance()
+    return lambda i: crew.advance(), crew.leave

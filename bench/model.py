@@ -1,0 +1,97 @@
+"""What the checker costs: states per second and bytes per state beside the search that everybody would write first, time to
+verdict, steps per second of the simulation; two-phase commit as the yardstick that checkers share.
+
+Each measurement runs in a process of its own. Timings on a shared machine are noisy: CPU time is what is compared.
+"""
+
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from typing import NamedTuple
+
+import click
+
+from coxless_model.environment import hardened
+from coxless_model.explore import Limits, explore
+from coxless_model.machine import System
+from coxless_model.plain import plain_search
+from coxless_model.simulate import simulate
+from coxless_model.two_phase_commit import TwoPhaseCommit
+from coxless_model.verify import machine
+
+SYSTEMS: dict[str, Callable[[], System]] = {
+    "hardened, 2 ranks x 2 iterations, 1 of each of five faults": lambda: hardened(
+        2, 2, lag=0, crashes=1, restarts=1, suspicions=1, failed_votes=1, lost_replies=1
+    ),
+    "hardened, 3 ranks x 2 iterations, crash, restart, suspicion": lambda: hardened(
+        3, 2, lag=0, crashes=1, restarts=1, suspicions=1
+    ),
+    "two-phase commit, 7 managers": lambda: TwoPhaseCommit(7),
+    "two-phase commit, 8 managers": lambda: TwoPhaseCommit(8),
+}
+
+
+class Measured(NamedTuple):
+    system: str
+    method: str
+    states: int
+    """For walks the number of steps."""
+    seconds: float
+    """CPU time."""
+    memory: int
+    remark: str
+
+    @property
+    def rate(self) -> float:
+        return self.states / max(self.seconds, 1e-9)
+
+
+def measure(name: str, method: str, states: int | None) -> Measured:
+    """In a fresh process: one search, or walks."""
+    system, remark = SYSTEMS[name](), ""
+    started = time.process_time()
+    if method == "plain":
+        plain = plain_search(system, states)
+        number, memory = plain.states, plain.memory
+        remark = plain.broken or ("the first states" if states is not None and number >= states else "all states")
+    elif method == "walks":
+        result = simulate(system, seed=1, walks=2000, length=500)
+        number, memory, remark = result.transitions, 0, "random walks; steps, not states"
+    else:
+        result = explore(system, symmetry=method == "engine, symmetry", limits=Limits(states=states))
+        number, memory = result.states, result.memory
+        remark = f"{result.verdict}" if not result.reason else "the first states"
+    return Measured(name, method, number, time.process_time() - started, memory, remark)
+
+
+@click.command()
+@click.option("--states", type=click.IntRange(1), default=600_000, show_default=True, help="Where the comparison stops.")
+def main(states: int) -> None:
+    """Print the table of the checker's speed and memory (Markdown)."""
+    first, second, *yardsticks = SYSTEMS
+    plan: list[tuple[str, str, int | None]] = [
+        *((name, method, states) for name in (first, second) for method in ("plain", "engine")),
+        *((name, "engine, symmetry", None) for name in (first,)),
+        (first, "walks", None),
+        *((name, method, None) for name in yardsticks for method in ("engine", "engine, symmetry")),
+        (yardsticks[0], "plain", None),
+    ]
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
+        rows = [pool.submit(measure, *each).result() for each in plan]
+    click.echo(f"Measured on {time.strftime('%Y-%m-%d')} on {machine()}; CPU seconds.\n")
+    click.echo("| system | search | states | states/s | bytes/state | CPU s | |")
+    click.echo("|---|---|---:|---:|---:|---:|---|")
+    for row in rows:
+        size = f"{row.memory / row.states:.0f}" if row.memory else "-"
+        click.echo(f"| {row.system} | {row.method} | {row.states} | {row.rate:.0f} | {size} | {row.seconds:.1f} | {row.remark} |")
+    click.echo("")
+    for name in (first, second, yardsticks[0]):
+        plain, engine = (next(row for row in rows if row[:2] == (name, method)) for method in ("plain", "engine"))
+        smaller = (engine.memory / engine.states) / max(plain.memory / plain.states, 1)
+        click.echo(f"- {name}: {engine.rate / plain.rate:.1f} times the states per second of plain, {smaller:.2f} of its memory")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""The tables and the plot of the benchmarks: Markdown, SVG and PNG, from the numbers of one run."""
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def show(title: str, rows: dict[str, dict[str, float]]) -> None:
+    """One size, on the terminal, as soon as it is measured."""
+    table = Table(title=title, title_justify="left")
+    for column in ("method", "median µs", "p99 µs", "ratio", "server CPU µs/rank"):
+        table.add_column(column, justify="left" if column == "method" else "right")
+    for name, row in rows.items():
+        table.add_row(
+            name, f"{row['median'] * 1e6:.0f}", f"{row['p99'] * 1e6:.0f}", f"{row['ratio']:.2f}", f"{row['server'] * 1e6:.0f}"
+        )
+    Console().print(table)
+
+
+def write(data: dict[str, Any], out: Path) -> None:
+    (out / "advance.md").write_text(markdown(data))
+    plot(data, out)
+
+
+def markdown(data: dict[str, Any]) -> str:
+    lines = [
+        f"Measured on {data['date']} on {data['machine']}, clients and server on the same machine. Ratio: to the raw floor of the same run.",
+        "",
+    ]
+    sizes = [*data["latency"], *data["threads"]]
+    runs = {**data["latency"], **data["threads"]}
+    names = list(next(iter(runs.values())))
+    lines += [
+        "| median latency, µs (ratio) | "
+        + " | ".join(f"{size} {'threads' if size in data['threads'] else 'ranks'}" for size in sizes)
+        + " |"
+    ]
+    lines += ["|---" * (len(sizes) + 1) + "|"]
+    for name in names:
+        cells = [cell(runs[size].get(name)) for size in sizes]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| server CPU, µs per rank and iteration | " + " | ".join(str(size) for size in sizes) + " |",
+        "|---" * (len(sizes) + 1) + "|",
+    ]
+    for name in names:
+        cells = [f"{runs[size][name]['server'] * 1e6:.0f}" if name in runs[size] else "-" for size in sizes]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    counted = list(data["traffic"])
+    lines += [
+        "",
+        "| per rank and iteration | " + " | ".join(f"commands, {size} ranks | bytes, {size} ranks" for size in counted) + " |",
+    ]
+    lines += ["|---" * (2 * len(counted) + 1) + "|"]
+    for name in data["traffic"][counted[0]]:
+        cells = [
+            f"{data['traffic'][size][name]['commands']:.2f} | {data['traffic'][size][name]['bytes']:.0f}" for size in counted
+        ]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def cell(row: dict[str, float] | None) -> str:
+    return "-" if row is None else f"{row['median'] * 1e6:.0f} ({row['ratio']:.2f})"
+
+
+def plot(data: dict[str, Any], out: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    matplotlib.rcParams["svg.hashsalt"] = "coxless"
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(8, 5.5))
+    for name in next(iter(data["latency"].values())):
+        if name == "coxless, recording":
+            continue
+        points = [
+            (int(n), rows[name]["median"] * 1e6)
+            for part in ("latency", "threads")
+            for n, rows in data[part].items()
+            if name in rows
+        ]
+        strong = name == "coxless"
+        axes.plot(*zip(*points, strict=True), marker="o", label=name, linewidth=3 if strong else 1.2, zorder=3 if strong else 2,
+                  linestyle="--" if name == "raw floor" else "-")  # fmt: skip
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log")
+    axes.set_xlabel("ranks (processes up to 32, then threads, a connection each)")
+    axes.set_ylabel("median latency of one meeting, µs")
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.legend(fontsize=8)
+    axes.set_title(f"{data['machine']}, {data['date']}", fontsize=8)
+    figure.tight_layout()
+    for kind in ("svg", "png"):
+        figure.savefig(out / f"advance.{kind}", dpi=130, metadata={"Date": None} if kind == "svg" else None)

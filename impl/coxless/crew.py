@@ -1,0 +1,310 @@
+"""A rank's place in the crew: what training code holds and calls."""
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from torch.distributed import Store
+
+from . import keys
+from .config import Timing, World, world_from
+from .connection import Connection
+from .driver import Driver, fault_from
+from .errors import CoxlessError, IterationTimeoutError, StoreUnreachableError
+from .housekeeping import Housekeeper
+from .iteration import Iteration, iteration_from
+from .protocol import RankState, enter
+from .protocol.operations import ConnectionBroken
+from .recording import recorder_from_env
+from .records import Flag, Member, parse_record, parse_signatures
+from .store import connect, refuse_unfit, store_from_env
+from .suspicion import HeartbeatObserver
+
+logger = logging.getLogger(__name__)
+
+
+class Crew:
+    """One rank's membership. Made by `join`; used by one thread; left by `leave` or at the end of the `with` block.
+
+    Not to be used across fork: make it in the process that uses it (TCPStore clients do not survive fork).
+    """
+
+    def __init__(self, store: Store, world: World, timing: Timing) -> None:
+        self.world = world
+        self.timing = timing
+        self.store = store
+        """The store that was given, for process groups and the like: use a clone of it, under a PrefixStore."""
+        self._iteration: Iteration | None = None
+        self._vote: tuple[bool, bool | None] = (True, None)
+        self._left = False
+        self._timeout = timing.timeout.total_seconds()
+        self._over: CoxlessError | None = None
+        patience = timing.patience.total_seconds()
+        self._observer = HeartbeatObserver(
+            timeout=timing.heartbeat_timeout.total_seconds(),
+            # At a barrier it looks once a patience; a longer gap means that it could not look.
+            longest_gap=2 * patience + 1.0,
+        )
+        self._state = RankState(
+            rank=world.rank,
+            world_size=world.world_size,
+            min_ranks=world.min_ranks,
+            nonce=os.urandom(4).hex(),
+            generation=os.urandom(4).hex(),
+        )
+        self._recorder = recorder_from_env(f"rank{world.rank}")
+        if self._recorder is not None:
+            self._recorder.start(self._state)
+        self._driver = Driver(
+            connection=Connection(store),
+            state=self._state,
+            observer=self._observer,
+            patience=timing.patience,
+            join_timeout=timing.join_timeout.total_seconds(),
+            announce=self._announce,
+            watchers=[],
+            recorder=self._recorder,
+        )
+        fault = os.environ.get("COXLESS_FAULT")
+        if fault:
+            self._driver.watchers.append(fault_from(fault))
+        self._housekeeper = Housekeeper(store, interval=timing.heartbeat_interval.total_seconds(), recorder=self._recorder)
+        self._next_to_ask = 0
+
+    # --- who and where
+
+    @property
+    def rank(self) -> int:
+        return self.world.rank
+
+    @property
+    def member(self) -> Member:
+        """This rank and its incarnation. Known once the first iteration is."""
+        return self._state.me
+
+    @property
+    def iteration(self) -> Iteration | None:
+        """The latest iteration that this rank takes part in; None before the first."""
+        return self._iteration
+
+    def get_global_iteration(self) -> int:
+        """The iteration that the whole crew has agreed on, as the store says now. Raises StoreUnreachableError."""
+        try:
+            text = self._driver.connection.read(keys.REGISTER)
+        except ConnectionBroken:
+            raise StoreUnreachableError("the store does not answer") from None
+        return 0 if text is None else parse_record(text).iteration
+
+    def get_active_ranks_for_coordination(self) -> list[int]:
+        """The ranks of the present iteration that this rank does not suspect now. For a look, not for a decision."""
+        if self._iteration is None:
+            return [self.rank]
+        try:
+            return [m.rank for m in self._iteration.participants if m == self.member or not self._driver.suspects(m)]
+        except ConnectionBroken:
+            raise StoreUnreachableError("the store does not answer") from None
+
+    def send_heartbeat(self) -> None:
+        """Send one now. They are sent by a thread of their own every `heartbeat_interval`; nobody needs to call this."""
+        self._housekeeper.beat_now()
+
+    # --- iterations
+
+    def iterations(self, *, until: int | None = None) -> Iterator[Iteration]:
+        """Every iteration that this rank takes part in, in order; the advance happens at the end of the loop's body.
+
+        With `until`, ends after iteration number `until` (of the whole crew) has been decided upon; whether its update was
+        committed is then in `crew.iteration.committed`. A rank that was left behind comes back with `iteration.rejoined`.
+        Raises what `advance` raises.
+        """
+        if until is not None and until < 0:
+            raise ValueError(f"until must be at least 0, not {until}")
+        iteration = self.advance() if self._iteration is None else self._iteration
+        while until is None or iteration.number <= until:
+            self._vote = (True, None)
+            yield iteration
+            ok, holds = self._vote
+            iteration = self.advance(ok, holds=holds)
+
+    def vote(self, ok: bool, *, holds: bool | None = None) -> None:
+        """Say whether this iteration's step worked here; without it, it did. See `advance` for `holds`."""
+        self._vote = _checked_vote(ok, holds)
+
+    def advance(self, ok: bool = True, *, holds: bool | None = None) -> Iteration:
+        """Arrive at the barrier with this rank's vote on the present iteration, and return the next one. The first call founds or
+        joins the crew; its vote is not used.
+
+        ok: this rank's step worked. Only if every member that goes on says so is the update committed.
+        holds: whether this rank holds the model state now; by default, if its step worked or it held the state before.
+
+        Raises IterationTimeoutError (naming who was missing) or StoreUnreachableError after `timeout`: the call may be
+        repeated and goes on waiting, with the vote that was given first. Raises SupersededError when a newer process of this
+        rank has taken over, CrewEndedError when all others have left and this rank alone is fewer than min_ranks, and
+        CorruptStoreError for a value in the store that no member wrote; these are final.
+        """
+        if self._over is not None:
+            raise self._over
+        if self._left:
+            raise CoxlessError(f"rank {self.rank} has left the crew: join again to take part")
+        ok, holds = _checked_vote(ok, holds)
+        deadline = time.monotonic() + self._timeout
+        try:
+            if self._driver.unfinished:
+                decision = self._driver.run(None, deadline=deadline)
+            elif self._iteration is None:
+                decision = self._driver.run(enter(self._state), deadline=deadline)
+            else:
+                flag: Flag = "o" if ok else "f" if (self._iteration.holds if holds is None else holds) else "j"
+                decision = self._driver.advance(flag, deadline=deadline)
+        except (IterationTimeoutError, StoreUnreachableError):
+            raise
+        except CoxlessError as error:
+            self._over = error
+            raise
+        finally:
+            if self._state.deletions:
+                self._housekeeper.delete(self._state.deletions)
+                self._state.deletions = []
+        previous = self._iteration
+        self._iteration = iteration = iteration_from(decision, previous)
+        self._housekeeper.iteration = iteration.number
+        if previous is None or iteration.epoch != previous.epoch:
+            self._observer.forget_all_but(set(iteration.participants))
+            if iteration.left and iteration.index == 0:
+                # Nobody stands at a barrier before the last one any more, whoever is still to learn so.
+                self._housekeeper.sweep(iteration.number - 1)
+            logger.info(
+                "iteration %d, epoch %s: ranks %s",
+                iteration.number,
+                iteration.epoch,
+                ",".join(str(m.rank) for m in iteration.participants),
+            )
+            if iteration.rejoined and previous is not None:
+                logger.warning(
+                    "rank %d was left behind at iteration %d and rejoins at %d", self.rank, previous.number, iteration.number
+                )
+        return iteration
+
+    def trouble(self) -> str | None:
+        """Why the present iteration cannot complete as it is, or None: to be asked now and then while waiting in a collective,
+        since not every backend notices that a peer has gone or given up.
+
+        One round trip, and one more for each of a few participants, who are asked about in turn.
+        """
+        iteration = self._iteration
+        if iteration is None:
+            return None
+        try:
+            return self._moved_on(iteration) or self._gone(iteration)
+        except ConnectionBroken:
+            return None  # the store's trouble is not the collective's; the next advance deals with it
+
+    def _moved_on(self, iteration: Iteration) -> str | None:
+        text = self._driver.connection.read(keys.REGISTER)
+        if text is None:
+            return None
+        record = parse_record(text)
+        if record.iteration != iteration.number:
+            return f"the crew is at iteration {record.iteration}"
+        if not record.attention:
+            return None
+        arrived = self._driver.connection.read(keys.arrived(iteration.number))
+        for member, flag in parse_signatures(iteration.number, arrived or ""):
+            if member in iteration.participants and flag != "o":
+                return f"the step failed on rank {member.rank}"
+            if any(member.replaces(participant) for participant in iteration.participants):
+                return f"rank {member.rank} was restarted"
+        return None
+
+    def _gone(self, iteration: Iteration) -> str | None:
+        others = [member for member in iteration.participants if member != self.member]
+        for _ in range(min(8, len(others))):
+            self._next_to_ask = (self._next_to_ask + 1) % len(others)
+            member = others[self._next_to_ask]
+            if self._driver.suspects(member):
+                return f"rank {member.rank} is gone"
+        return None
+
+    def _announce(self, member: Member) -> None:
+        """Start the heartbeats of the incarnation just taken, and tell the supervisor which member this process is."""
+        path = os.environ.get("COXLESS_MEMBER_FILE")
+        if path:
+            with open(path, "a", encoding="ascii") as file:
+                file.write(f"{member}\n")
+        self._housekeeper.beat_as(member)
+
+    # --- the end
+
+    def leave(self) -> None:
+        """Leave cleanly: the others go on without waiting for the heartbeat timeout. Calling it twice is harmless."""
+        if self._left:
+            return
+        self._left = True
+        if self._recorder is not None:
+            self._recorder.left()
+        self._housekeeper.leave(patience=2.0)
+        self._driver.connection.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
+        self.leave()
+
+
+def _checked_vote(ok: bool, holds: bool | None) -> tuple[bool, bool | None]:
+    if ok and holds is False:
+        raise ValueError("ok=True with holds=False: a rank whose step worked holds the model state; vote ok=False")
+    return bool(ok), holds
+
+
+def join(
+    store: Store | str | None = None,
+    *,
+    rank: int | None = None,
+    world_size: int | None = None,
+    min_ranks: int = 1,
+    heartbeat_interval: timedelta = timedelta(seconds=5),
+    heartbeat_timeout: timedelta = timedelta(seconds=30),
+    patience: timedelta = timedelta(milliseconds=250),
+    join_timeout: timedelta = timedelta(minutes=5),
+    timeout: timedelta = timedelta(minutes=10),
+) -> Crew:
+    """Take this rank's place in the crew. Returns at once; the first iteration waits for the others.
+
+    store: any torch.distributed.Store of a kind that can carry the protocol (TCPStore with libuv, HashStore between threads,
+        FileStore), or an address such as "10.0.0.1:29400". None: COXLESS_STORE; else MASTER_ADDR and MASTER_PORT, where rank 0
+        starts an embedded server, unless torchrun already runs one there.
+    rank, world_size: from RANK and WORLD_SIZE when None. Founding waits for world_size ranks; more may join later.
+    min_ranks: an iteration is never decided with fewer participants. Must be the same on all ranks.
+    heartbeat_interval, heartbeat_timeout, patience, join_timeout, timeout: see `Timing`.
+
+    Raises ValueError and TypeError for bad arguments, StoreUnreachableError when no store answers, UnfitStoreError for a store that
+    cannot carry the protocol.
+    """
+    world = world_from(rank, world_size, min_ranks)
+    timing = Timing(
+        heartbeat_interval=heartbeat_interval,
+        heartbeat_timeout=heartbeat_timeout,
+        patience=patience,
+        join_timeout=join_timeout,
+        timeout=timeout,
+    )
+    if store is None:
+        opened = store_from_env()
+    elif isinstance(store, str):
+        opened = connect(store)
+    else:
+        refuse_unfit(store)
+        opened = store
+    return Crew(opened, world, timing)
+
+
+def join_from_env(**options: object) -> Crew:
+    """`join` with everything that the launcher sets taken from the environment: COXLESS_STORE or MASTER_ADDR and MASTER_PORT, RANK,
+    WORLD_SIZE. The other options of `join` may be given."""
+    return join(None, **options)  # type: ignore[arg-type]  # checked by join itself

@@ -1,0 +1,120 @@
+"""Telling the crew that a process is dead, so that nobody has to wait for its heartbeat to go stale."""
+
+import contextlib
+import heapq
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Protocol
+
+from . import keys
+from .connection import Connection
+from .errors import CoxlessError
+from .protocol.operations import ConnectionBroken
+from .store import connect
+
+logger = logging.getLogger(__name__)
+
+# A last beat of the dead process may have been in a socket buffer when the first mark was written.
+SECOND_MARK_AFTER = 0.5
+RETRY_AFTER = 0.2
+# A mark that could not be written for so long is of no use: the heartbeat timeout has told the crew.
+GIVE_UP_AFTER = 60.0
+
+
+class _Marks(Protocol):
+    def set(self, key: str, value: str, /) -> None: ...
+    def compare_set(self, key: str, expected: str, desired: str, /) -> object: ...
+
+
+def mark_dead(store: _Marks, tokens: Iterable[str]) -> None:
+    """Write `dead` as the heartbeat of each member `rank.n-nonce`. `store` is a store or a Connection; what it raises passes through."""
+    for token in tokens:
+        store.set(keys.heartbeat(token), "dead")
+    # `set` has no reply and "succeeds" on a dead server too; an operation that has one follows on the same connection.
+    store.compare_set(keys.REGISTER, keys.PROBE, keys.PROBE)
+
+
+class DeadMarker:
+    """Writes the marks from a thread of its own, over a connection of its own, which it renews whenever it breaks.
+
+    A store that hangs or is gone for a while thus delays nobody: the marks are written when it is back.
+    """
+
+    def __init__(self, address: str, on_marked: Callable[[int, tuple[str, ...]], None]) -> None:
+        """`on_marked(rank, tokens)` is called, from this thread, after the first mark of a process."""
+        self._address = address
+        self._on_marked = on_marked
+        # (when, order, until, rank, tokens, the first time)
+        self._due: list[tuple[float, int, float, int, tuple[str, ...], bool]] = []
+        self._order = 0
+        self._changed = threading.Condition()
+        self._closing = False
+        self._connection: Connection | None = None
+        self._thread = threading.Thread(target=self._run, name="coxless-dead-marks", daemon=True)
+        self._thread.start()
+
+    def mark(self, rank: int, tokens: Iterable[str]) -> None:
+        """Have the members of a process that has ended marked: now, and once more half a second later. Returns at once."""
+        named = tuple(tokens)
+        if named:
+            now = time.monotonic()
+            self._push(now, now + GIVE_UP_AFTER, rank, named, True)
+            self._push(now + SECOND_MARK_AFTER, now + GIVE_UP_AFTER, rank, named, False)
+
+    def close(self, patience: float = 2.0) -> None:
+        """Write what is still to be written without waiting for its time, for at most `patience` seconds."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(patience)
+
+    def _push(self, when: float, until: float, rank: int, tokens: tuple[str, ...], first: bool) -> None:
+        with self._changed:
+            self._order += 1
+            heapq.heappush(self._due, (when, self._order, until, rank, tokens, first))
+            self._changed.notify()
+
+    def _run(self) -> None:
+        self._connected()  # ahead of the first death: importing and connecting take longer than a mark should
+        while True:
+            with self._changed:
+                while not self._closing and (not self._due or self._due[0][0] > time.monotonic()):
+                    self._changed.wait(None if not self._due else max(0.0, self._due[0][0] - time.monotonic()))
+                if not self._due:
+                    break
+                _, _, until, rank, tokens, first = heapq.heappop(self._due)
+            if self._write(tokens):
+                if first:
+                    self._on_marked(rank, tokens)
+            elif self._closing:
+                break
+            elif time.monotonic() < until:
+                self._push(time.monotonic() + RETRY_AFTER, until, rank, tokens, first)
+            else:
+                logger.warning("rank %d could not be marked dead: the store at %s did not answer", rank, self._address)
+        if self._connection is not None:
+            self._connection.close()
+
+    def _write(self, tokens: tuple[str, ...]) -> bool:
+        for _ in range(2):  # a broken connection shows only when it is used
+            if not self._connected():
+                return False
+            assert self._connection is not None
+            with contextlib.suppress(ConnectionBroken, CoxlessError):
+                mark_dead(self._connection, tokens)
+                return True
+        return False
+
+    def _connected(self) -> bool:
+        try:
+            if self._connection is None:
+                self._connection = Connection(connect(self._address, timeout=timedelta(seconds=5)))
+            elif self._connection.broken:
+                self._connection.reconnect(time.monotonic() + 1.0)
+        except (CoxlessError, RuntimeError, ValueError) as error:
+            logger.debug("no connection for marking the dead: %s", error)
+            return False
+        return True

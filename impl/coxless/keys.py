@@ -1,0 +1,46 @@
+"""The keys in the store, all of them. Their names are those of the original diagram, made to carry iteration and incarnation."""
+
+REGISTER = "global_iteration_counter"
+"""The one key at which everything is decided; it is never deleted."""
+
+PROBE = "?probe?"
+"""A value that no key ever holds: compare_set(key, PROBE, PROBE) reads a key in one round trip and never blocks."""
+
+
+def incarnation(rank: int) -> str:
+    return f"rank_{rank}_incarnation"
+
+
+def members(epoch: str) -> str:
+    return f"global_iteration_members:{epoch}"
+
+
+def count(iteration: int) -> str:
+    return f"global_iteration_barrier:{iteration}:count"
+
+
+def full(iteration: int) -> str:
+    return f"global_iteration_barrier:{iteration}:full"
+
+
+def arrived(iteration: int) -> str:
+    return f"global_iteration_barrier:{iteration}:arrived"
+
+
+def barrier(iteration: int) -> tuple[str, str, str]:
+    """Every key of one barrier; none for an iteration before the first."""
+    return (count(iteration), full(iteration), arrived(iteration))
+
+
+def heartbeat(member: object) -> str:
+    """`member` is a `Member` or its token."""
+    return f"heartbeat_{member}"
+
+
+def iteration_of_barrier(key: str) -> int | None:
+    """Which iteration's barrier a key belongs to; None for another key."""
+    name, _, rest = key.partition(":")
+    number, _, part = rest.partition(":")
+    if name != "global_iteration_barrier" or part not in ("count", "count:open", "full", "arrived") or not number.isdecimal():
+        return None
+    return int(number)

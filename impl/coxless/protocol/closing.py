@@ -1,0 +1,88 @@
+"""Closing the barrier of k with a new membership list (steps 14 to 18)."""
+
+from .. import keys
+from ..records import Flag, Listed, Member, Record, Signature, encode_members, epoch_of, parse_record, parse_signatures
+from .joining import parse_register, superseded
+from .operations import CompareSet, JoinTimedOut, Read, ReadHeartbeat, Set, Steps
+from .state import Phase, RankState
+
+_WORST = "ofj"  # a member that signed twice (after a reconnection) counts by the worse flag
+
+
+def close(state: RankState) -> Steps:
+    current, k = state.record, state.record.iteration
+    text = yield Read("read_arrived", keys.arrived(k))
+    signatures = parse_signatures(k, text or "")
+    newer = max((s.member for s in signatures if s.member.replaces(state.me)), default=None)
+    if newer is not None:
+        raise superseded(state.me, newer)
+    if not state.full and all(s.member != state.me for s in signatures):
+        state.signed = False  # a late clean-up deleted it: say it again, or the others would wait for us for ever
+        return Phase.SIGN
+
+    candidates = candidates_of(signatures, state.listed if state.full else ())
+    closable = yield from _closable(state, signatures, candidates)
+    if not closable:
+        return Phase.AWAIT_FULL
+
+    listed = tuple(Listed(member, flag != "j") for member, flag in candidates)
+    encoded = encode_members(listed)
+    epoch = epoch_of(k + 1, encoded)
+    proposal = Record(current.generation, k + 1, epoch, committed_by(state.listed, candidates), attention=False, winner=state.me)
+    state.written[epoch] = listed
+    yield Set("write_members", keys.members(epoch), encoded)
+    expected, desired = str(current), str(proposal)
+    text = yield CompareSet("propose_new_epoch", keys.REGISTER, expected, desired)
+    if text == desired:
+        return state.decide(proposal, listed, text)
+    if text == expected:  # the key is missing: the store lost its data
+        return Phase.RECOVER
+    record = parse_record(text)
+    if record.same_decision(current):  # attention came up since we read: someone signed, look again
+        state.record = record
+        return Phase.CLOSE
+    return parse_register(state, text)
+
+
+def candidates_of(signatures: tuple[Signature, ...], counted: tuple[Listed, ...]) -> tuple[Signature, ...]:
+    """Of each rank the newest incarnation among those that signed and those that a full barrier counted (flag o when unsigned),
+    by rank (property S6)."""
+    flags: dict[Member, Flag] = {member: "o" for member, _ in counted}
+    signed: dict[Member, Flag] = {}
+    for member, flag in signatures:
+        signed[member] = max(signed.get(member, flag), flag, key=_WORST.index)
+    flags |= signed
+    newest: dict[int, Member] = {}
+    for member in flags:
+        newest[member.rank] = max(newest.get(member.rank, member), member)
+    return tuple(Signature(member, flags[member]) for _, member in sorted(newest.items()))
+
+
+def committed_by(members: tuple[Listed, ...], candidates: tuple[Signature, ...]) -> bool:
+    """The update of k counts when some member of k goes on, and all that do voted ok (property S8)."""
+    old = {member for member, _ in members}
+    votes = [flag for member, flag in candidates if member in old]
+    return bool(votes) and all(flag == "o" for flag in votes)
+
+
+def _closable(state: RankState, signatures: tuple[Signature, ...], candidates: tuple[Signature, ...]) -> Steps:
+    """Whether the barrier may be closed with these candidates (property S3)."""
+    signed = {s.member for s in signatures}
+    state.seen = tuple(c.member for c in candidates)
+    if state.full:
+        state.missing = ()
+        return len(candidates) >= state.min_ranks
+    if state.record.iteration == 0:
+        if len(candidates) >= state.world_size:
+            return True
+        timed_out = yield JoinTimedOut("read_arrived")
+        return timed_out and len(candidates) >= state.min_ranks
+    present = []  # neither signed nor replaced by a newer incarnation, nor suspected
+    for member, _ in state.listed:
+        if member in signed or any(other.replaces(member) for other in signed):
+            continue
+        suspected = yield ReadHeartbeat("read_heartbeat", member)
+        if not suspected:
+            present.append(member)
+    state.missing = tuple(present)
+    return not present and len(candidates) >= state.min_ranks

@@ -1,0 +1,111 @@
+"""Recording what a process does on the store, as JSON lines, so that the model can be asked whether it could have done the same.
+
+With COXLESS_TRACE=DIR each process writes a file of its own there. A line is one write() with O_APPEND, after the operation has its
+reply: a process that is killed loses at most the line of the operation in flight, or leaves that line torn at the end. Times are
+CLOCK_MONOTONIC (ns), which all processes of one host share. A file ends at COXLESS_TRACE_LIMIT bytes (64 MiB unless set) with a line
+that says so. Without COXLESS_TRACE nothing is recorded, and no clock is read.
+
+    {"n": 7, "t": "op", "s": "arrive", "o": "Add", "a": ["global_iteration_barrier:4:count", 1], "r": 2, "b": 8115…, "e": 8115…}
+
+n counts the lines of the file; t is one of start, vote, op, broken (the operation may or may not have taken effect), delete, decision,
+left, end (superseded), full (the limit). The supervisor has a file of its own, with what it saw of the processes, lines of the kind
+event.
+"""
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import CoxlessError
+from .protocol import Decision, Operation, RankState
+from .records import encode_members
+
+logger = logging.getLogger(__name__)
+
+LIMIT = 64 * 1024 * 1024
+SUFFIX = ".jsonl"
+now = time.monotonic_ns
+
+
+class Recorder:
+    """One file; may be written to from several threads."""
+
+    def __init__(self, folder: Path, name: str, *, limit: int = LIMIT) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path = folder / f"{name}.{os.getpid()}.{now()}{SUFFIX}"
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        self._lock = threading.Lock()
+        self._left = limit
+        self._lines = 0
+
+    def write(self, kind: str, **fields: Any) -> None:
+        with self._lock:
+            if self._left <= 0:
+                return
+            line = json.dumps({"n": self._lines, "t": kind, **fields}, separators=(",", ":")).encode() + b"\n"
+            self._left -= len(line)
+            if self._left <= 0:
+                logger.warning("%s is full: nothing more is recorded", self.path)
+                line = b'{"n":%d,"t":"full"}\n' % self._lines
+            self._lines += 1
+            try:
+                os.write(self._descriptor, line)
+            except OSError as error:  # a full disk must not stop the training
+                logger.warning("recording stops: %s: %s", self.path, error.strerror)
+                self._left = 0
+
+    # --- what a rank does
+
+    def start(self, state: RankState) -> None:
+        self.write("start", rank=state.rank, world_size=state.world_size, min_ranks=state.min_ranks, b=now())
+
+    def vote(self, state: RankState) -> None:
+        """A run of the generator begins, with this vote on the present iteration."""
+        if state.is_member:
+            self.write("vote", k=state.record.iteration, flag=state.flag)
+
+    def operation(self, operation: Operation, reply: object, began: int) -> None:
+        step, *arguments = operation
+        self.write("op", s=step, o=type(operation).__name__, a=list(map(_plain, arguments)), r=reply, b=began, e=now())
+
+    def broken(self, operation: Operation, began: int) -> None:
+        step, *arguments = operation
+        self.write("broken", s=step, o=type(operation).__name__, a=list(map(_plain, arguments)), b=began, e=now())
+
+    def decision(self, decision: Decision) -> None:
+        record, members, me = decision
+        self.write("decision", record=str(record), members=encode_members(members), me=str(me))
+
+    def deletion(self, key: str, began: int) -> None:
+        self.write("delete", a=[key], b=began, e=now())
+
+    def error(self, error: CoxlessError) -> None:
+        self.write("end", what=type(error).__name__)
+
+    def left(self) -> None:
+        self.write("left", b=now())
+
+    # --- what its supervisor sees
+
+    def event(self, kind: str, rank: int | None, **fields: object) -> None:
+        self.write("event", what=kind, rank=rank, **fields, b=now())
+
+
+def _plain(argument: object) -> object:
+    return argument if isinstance(argument, int | str) and not isinstance(argument, tuple) else str(argument)
+
+
+def recorder_from_env(name: str, environment: Mapping[str, str] = os.environ) -> Recorder | None:
+    """A recorder if COXLESS_TRACE names a folder. Raises CoxlessError when it cannot be written to."""
+    folder = environment.get("COXLESS_TRACE")
+    if not folder:
+        return None
+    try:
+        return Recorder(Path(folder), name, limit=int(environment.get("COXLESS_TRACE_LIMIT", LIMIT)))
+    except (OSError, ValueError) as error:
+        raise CoxlessError(f"cannot record to COXLESS_TRACE={folder}: {error}") from None

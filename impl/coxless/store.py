@@ -1,0 +1,190 @@
+"""Getting a store: from an address, from the environment, or inside one's own process."""
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+from .torch_environment import quiet_torch
+
+quiet_torch()
+
+from torch.distributed import FileStore, HashStore, PrefixStore, Store, TCPStore  # noqa: E402
+
+from .binding import bind, resolve  # noqa: E402
+from .errors import CoxlessError, StoreUnreachableError, UnfitStoreError  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT = timedelta(seconds=10)
+_FIT = "a TCPStore with use_libuv=True, a HashStore or a FileStore, or a PrefixStore over one of them"
+
+
+def connect(address: str, *, timeout: timedelta = CONNECT_TIMEOUT) -> Store:
+    """A client of the TCPStore server at `address`: "host:port" or "tcp://host:port".
+
+    A server that is not up yet is waited for, until `timeout` is over.
+
+    Raises ValueError for an address that is none, StoreUnreachableError when no store answered in time, UnfitStoreError when the one
+    that answered cannot carry the protocol.
+    """
+    host, port = parse_address(address)
+    deadline = time.monotonic() + timeout.total_seconds()
+    # TCPStore's own time limit holds for each phase of connecting (3 s took 7.9 s) and not at all for a server that is stopped, so
+    # a plain socket finds out first whether anything listens, and the client is made under a deadline.
+    _wait_for_listener(host, port, deadline, timeout)
+    left = timedelta(seconds=max(1.0, deadline - time.monotonic()))
+    store = _within(left, lambda: _client(host, port, left), f"{host}:{port}")
+    _within(left, lambda: refuse_unfit(store), f"{host}:{port}")
+    return store
+
+
+def embedded_store(rank: int, host: str, port: int, *, timeout: timedelta = CONNECT_TIMEOUT) -> Store:
+    """A store without a server process: rank 0 runs it in its own process, at `host`:`port`; the other ranks connect to it.
+
+    It is enough for a run in which rank 0 is not expected to die: the store ends with rank 0's process, or as soon as nothing in it
+    refers to the returned object (clones do not keep a server alive), and a restarted rank 0 starts with an empty one.
+
+    Raises ValueError for a `host` that is not an address of rank 0's machine, StoreUnreachableError when rank 0 is not there in time.
+    """
+    if rank != 0:
+        return connect(f"{host}:{port}", timeout=timeout)
+    listener = bind(host, port)
+    # multi_tenant: init_process_group("env://") in this process finds this server at MASTER_PORT and shares it, instead of failing on the port.
+    return TCPStore(
+        resolve(host), port, is_master=True, wait_for_workers=False, multi_tenant=True, timeout=timeout, master_listen_fd=listener.detach()
+    )  # fmt: skip
+
+
+def store_from_env(*, timeout: timedelta = CONNECT_TIMEOUT, environment: Mapping[str, str] = os.environ) -> Store:
+    """The store that the launcher of this process means: the server at COXLESS_STORE if that is set (`coxless run` does), under torchrun
+    the store of its agent (it outlives the ranks), else one embedded in rank 0 at MASTER_ADDR:MASTER_PORT.
+
+    Raises ValueError when the environment names no store, and what `connect` and `embedded_store` raise.
+    """
+    if address := environment.get("COXLESS_STORE"):
+        return connect(address, timeout=timeout)
+    host, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
+    if not host or not port:
+        raise ValueError(
+            "no store is named: set COXLESS_STORE=host:port (or MASTER_ADDR and MASTER_PORT), or start this with 'coxless run'"
+        )
+    host, number = parse_address(f"{host}:{port}" if ":" not in host else f"[{host}]:{port}")
+    if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        return connect(_joined(host, number), timeout=timeout)
+    rank = environment.get("RANK", "")
+    if not rank.isdecimal():
+        raise ValueError(
+            f"RANK is {rank!r}: it must be a number from 0 on, set by the launcher, to know which process runs the store"
+        )
+    return embedded_store(int(rank), host, number, timeout=timeout)
+
+
+def refuse_unfit(store: Store) -> None:
+    """Raise UnfitStoreError for a store on which the protocol cannot run. One round trip to a TCPStore, on a connection of its own."""
+    base = store
+    while isinstance(base, PrefixStore):
+        base = base.underlying_store
+    if isinstance(base, HashStore | FileStore):
+        return
+    if not isinstance(base, TCPStore):
+        raise UnfitStoreError(f"{type(base).__name__} is not known to wake its waiters as the protocol needs; use {_FIT}")
+    if not base.libuvBackend:
+        raise UnfitStoreError(_legacy(base))
+    # That is only what the client was told. A client cannot ask which server it talks to, but only the libuv one knows
+    # queues; the other hangs up, so ask on a connection that may be lost. (Older torch has no queues: then trust the client.)
+    if hasattr(base, "queue_len"):
+        probe = base.clone()
+        try:
+            probe.queue_len("coxless")
+        except RuntimeError:
+            base.check(["coxless"])  # the server lives: what failed was the question
+            raise UnfitStoreError(_legacy(base)) from None
+
+
+def _legacy(store: TCPStore) -> str:
+    return (
+        f"the TCPStore at {store.host}:{store.port} was started with use_libuv=False, where compare_set wakes no waiter; "
+        "start it with use_libuv=True, or with 'coxless serve'"
+    )
+
+
+def parse_address(address: str) -> tuple[str, int]:
+    """Host and port of "host:port", "tcp://host:port" or "[v6]:port". Raises ValueError."""
+    rest = address.removeprefix("tcp://")
+    host, colon, port = rest.rpartition(":")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        colon = ""
+    if not colon or not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ValueError(f"{address!r} is not the address of a store: it has the form host:port, such as 127.0.0.1:29400")
+    return host, int(port)
+
+
+def _joined(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _wait_for_listener(host: str, port: int, deadline: float, timeout: timedelta) -> None:
+    pause = 0.02
+    while True:
+        try:
+            with socket.create_connection((host, port), timeout=max(0.1, deadline - time.monotonic())) as probe:
+                # A client that knocks at a closed port of its own machine can be given that very port, and so meet itself.
+                if probe.getsockname() != probe.getpeername():
+                    return
+                reason = "connection refused"
+        except socket.gaierror as error:
+            reason = f"the host name is not known ({error.strerror})"
+        except OSError as error:
+            reason = (error.strerror or str(error)).lower()
+        if time.monotonic() + pause >= deadline:
+            raise StoreUnreachableError(
+                f"no store at {_joined(host, port)} within {timeout.total_seconds():g} s: {reason}. Is it running ('coxless serve'), and is the address right?"
+            )
+        time.sleep(pause)
+        pause = min(2 * pause, 0.5)
+
+
+def _client(host: str, port: int, timeout: timedelta) -> TCPStore:
+    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout, use_libuv=True)
+
+
+class _Attempt(threading.Thread, Generic[T]):
+    """An action that may block for as long as a stopped server is stopped; a thread that nobody waits for any longer is all that is left then."""
+
+    def __init__(self, action: Callable[[], T]) -> None:
+        super().__init__(name="coxless-connect", daemon=True)
+        self.result: T
+        self.error: Exception | None = None
+        self._action = action
+
+    def run(self) -> None:
+        try:
+            self.result = self._action()
+        except Exception as error:  # noqa: BLE001  (raised in the caller's thread)
+            self.error = error
+
+
+def _within(limit: timedelta, action: Callable[[], T], address: str) -> T:
+    attempt = _Attempt(action)
+    attempt.start()
+    attempt.join(limit.total_seconds())
+    if attempt.is_alive():
+        raise StoreUnreachableError(
+            f"something listens at {address} but does not answer as a store within {limit.total_seconds():.0f} s: "
+            "is it hung, or another kind of server?"
+        )
+    if isinstance(attempt.error, RuntimeError) and not isinstance(attempt.error, CoxlessError):  # DistNetworkError and the like
+        reason = str(attempt.error).partition("\n")[0]
+        raise StoreUnreachableError(f"what listens at {address} does not answer as a store: {reason}") from attempt.error
+    if attempt.error is not None:
+        raise attempt.error
+    return attempt.result

@@ -1,0 +1,194 @@
+"""Process groups that live as long as an epoch, and collectives that give up together.
+
+A collective of Gloo does not notice every crash: the neighbours of a killed rank get an error, the others hang until the group's
+timeout. So nothing here blocks in the backend. Work is polled, and after a short while the crew is asked as well whether the step
+can still complete (`watch`). Whoever gets an error drops the group, which closes its sockets and so frees those still in it.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable, Iterable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore, Store
+
+from coxless.errors import CoxlessError
+from coxless.training.background import Background
+
+_log = logging.getLogger(__name__)
+
+Watch = Callable[[], "str | None"]
+MakeBackend = Callable[[Store, int, int, timedelta], Any]
+
+WATCH_AFTER = 0.05  # seconds of waiting before the crew is asked for the first time: a healthy collective is over by then
+WATCH_EVERY = 0.1  # seconds between two questions
+FIRST_NAP, LONGEST_NAP = 50e-6, 1e-3  # seconds between two looks at pending work; grows by half each time
+
+
+class CollectiveFailed(CoxlessError):
+    """A collective, or the making of its group, cannot complete. The message says why. The group is gone already."""
+
+
+def make_gloo(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
+    """A Gloo group. The interface is chosen as everywhere in torch: GLOO_SOCKET_IFNAME, else the one of the host name."""
+    return dist.ProcessGroupGloo(store, rank, size, timeout)
+
+
+def make_nccl(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
+    """An NCCL group on the current CUDA device."""
+    options = dist.ProcessGroupNCCL.Options()
+    options._timeout = timeout
+    return dist.ProcessGroupNCCL(store, rank, size, options)
+
+
+BACKENDS: dict[str, MakeBackend] = {"gloo": make_gloo, "nccl": make_nccl}
+
+
+class EpochGroup:
+    """The process group of one epoch: `size` participants, of which this is number `index`.
+
+    Every collective either completes, or raises `CollectiveFailed` and leaves the group closed.
+    """
+
+    def __init__(self, backend: Any, index: int, size: int, *, watch: Watch, background: Background) -> None:
+        self.index = index
+        self.size = size
+        self._backend = backend  # None when closed, or when there is nobody to talk to
+        self._watch = watch
+        self._background = background
+        self._closed = False
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        """Replaces `tensor` by the sum over all participants, bit-identical on all of them."""
+        self._run(lambda backend: backend.allreduce([tensor]), tensor)
+
+    def broadcast(self, tensor: torch.Tensor, source: int) -> None:
+        """Replaces `tensor` by that of participant `source`."""
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = source, 0
+        self._run(lambda backend: backend.broadcast([tensor], options), tensor)
+
+    def close(self) -> None:
+        """Drops the group. It must have no pending work, which holds outside of a collective."""
+        self._closed = True
+        self._backend = None
+
+    def _run(self, launch: Callable[[Any], Any], tensor: torch.Tensor) -> None:
+        if self._closed:
+            raise CollectiveFailed("the process group of this epoch is closed")
+        if self.size == 1:
+            return
+        try:
+            work = launch(self._backend)
+        except RuntimeError as error:
+            reason = _reason(error)
+        else:
+            trouble = self._wait(work)
+            if trouble is None:
+                try:
+                    work.wait()  # completed: returns, or raises, at once
+                except RuntimeError as error:
+                    reason = _reason(error)
+                else:
+                    return
+            else:
+                reason = trouble
+                self._background.hold(work, self._backend, tensor)
+            del work  # it refers to the group
+        self.close()
+        raise CollectiveFailed(reason)
+
+    def _wait(self, work: Any) -> str | None:
+        """Returns None when the work has completed (well or not), or why it will not."""
+        started = asked = time.monotonic()
+        nap = FIRST_NAP
+        while not work.is_completed():
+            now = time.monotonic()
+            if now - started >= WATCH_AFTER and (asked == started or now - asked >= WATCH_EVERY):
+                trouble = self._watch()
+                if trouble is not None and not work.is_completed():
+                    return trouble
+                asked = time.monotonic()
+            time.sleep(nap)
+            nap = min(1.5 * nap, LONGEST_NAP)
+        return None
+
+
+def open_group(
+    store: Store,
+    epoch: str,
+    index: int,
+    size: int,
+    *,
+    watch: Watch,
+    background: Background,
+    backend: str | MakeBackend = "gloo",
+    timeout: timedelta = timedelta(minutes=5),
+) -> EpochGroup:
+    """Makes the process group of `epoch` with the other participants, who meet under that name in `store`.
+
+    The meeting blocks inside the backend until all have come. It runs on a thread and a connection of its own, so that it can be
+    left behind when `watch` gives a reason; `timeout` then ends it. Raises `CollectiveFailed`; ValueError for an unknown backend.
+    """
+    if isinstance(backend, str) and backend not in BACKENDS:
+        raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass a function that makes the group instead")
+    make = BACKENDS[backend] if isinstance(backend, str) else backend
+    if size == 1:
+        return EpochGroup(None, index, size, watch=watch, background=background)
+
+    met = threading.Event()
+    made: list[Any] = []
+    failures: list[str] = []
+
+    def meet() -> None:
+        try:
+            connection = store.clone()
+            made.append(make(PrefixStore(_prefix(epoch), connection), index, size, timeout))
+        except RuntimeError as error:
+            failures.append(_reason(error))
+        met.set()
+
+    # When it is left behind, `made` dies with this thread: an unused group without work is destroyed without waiting.
+    threading.Thread(target=meet, name=f"coxless-group-{epoch}", daemon=True).start()
+    wait = WATCH_AFTER
+    while not met.wait(wait):
+        trouble = watch()
+        if trouble is not None and not met.is_set():
+            raise CollectiveFailed(f"while the group was made: {trouble}")
+        wait = WATCH_EVERY
+    if failures:
+        raise CollectiveFailed(f"while the group was made: {failures[0]}")
+    return EpochGroup(made.pop(), index, size, watch=watch, background=background)
+
+
+def delete_keys(store: Store, epoch: str, indices: Iterable[int], *, backend: str | MakeBackend = "gloo") -> None:
+    """Deletes what the given participants of `epoch` left in `store` when they made their group.
+
+    Gloo leaves one address for each of them, under a known name. Of other backends all that is under the epoch's prefix goes.
+    A participant deletes its own; those of the dead are deleted by one of the living. Nobody reads them after the epoch.
+    """
+    prefixed = PrefixStore(_prefix(epoch), store)
+    keys = [f"0/{index}" for index in indices] if backend == "gloo" else [str(key) for key in prefixed.list_keys()]
+    for key in keys:
+        prefixed.delete_key(key)
+
+
+def _prefix(epoch: str) -> str:
+    return f"process_group:{epoch}"
+
+
+def _reason(error: BaseException) -> str:
+    """What Gloo says, without the place in its source and its advice."""
+    line = str(error).partition("\n")[0].partition(" This is typically")[0]
+    return re.sub(r"^\[[^\]]*:\d+\] ", "", line) or type(error).__name__

@@ -1,0 +1,329 @@
+"""Data-parallel training that goes on when ranks die, leave, return or join."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+from torch.distributed.distributed_c10d import Store
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from coxless.errors import CoxlessError
+from coxless.training.average import BUCKET_BYTES, average_buffers, average_gradients
+from coxless.training.background import Background
+from coxless.training.groups import CollectiveFailed, EpochGroup, MakeBackend, delete_keys, open_group
+from coxless.training.sharding import shard
+from coxless.training.transfer import broadcast_state
+
+_log = logging.getLogger(__name__)
+
+FINISHED = "training_finished"  # in the store: the position at which a crew ended its training
+
+
+class CrewFinished(CoxlessError):
+    """The others ended the training before this rank came back, and nobody is left to give it the state. Nothing is wrong with theirs."""
+
+
+class IterationLike(Protocol):
+    """What training reads of an iteration; see `coxless.Iteration`."""
+
+    @property
+    def number(self) -> int: ...
+    @property
+    def epoch(self) -> str: ...
+    @property
+    def participants(self) -> tuple[Any, ...]: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def holders(self) -> tuple[bool, ...]: ...
+    @property
+    def committed(self) -> bool: ...
+    @property
+    def rejoined(self) -> bool: ...
+
+
+class CrewLike(Protocol):
+    """What training needs of a crew; see `coxless.Crew`."""
+
+    @property
+    def store(self) -> Store: ...
+    @property
+    def iteration(self) -> Any: ...
+    def advance(self, ok: bool = True, *, holds: bool | None = None) -> Any: ...
+    def trouble(self) -> str | None: ...
+
+
+@dataclass(slots=True)
+class Step:
+    """One attempt at one update: what to train on, with whom.
+
+    `position` is the number of updates committed so far. All participants agree on it, and every position is committed exactly
+    once: a failed attempt is followed by another one at the same position, perhaps with other participants.
+    """
+
+    position: int
+    iteration: IterationLike
+    weight: float = field(default=1.0)
+    """How much the gradient of this participant counts, relative to the others: the number of samples in its shard."""
+
+    @property
+    def index(self) -> int:
+        """The place of this rank among the participants, 0 .. size-1."""
+        return self.iteration.index
+
+    @property
+    def size(self) -> int:
+        """The number of participants."""
+        return len(self.iteration.participants)
+
+    def shard(self, batch: torch.Tensor) -> torch.Tensor:
+        """The part of `batch` for this rank. Its length is the `weight` from now on."""
+        part = shard(batch, self.index, self.size)
+        self.weight = float(len(part))
+        return part
+
+
+Observer = Callable[[str, IterationLike, Mapping[str, object]], None]
+
+
+class DataParallel:
+    """Trains `model` together with the other ranks of `crew`.
+
+        trainer = DataParallel(crew, model, optimizer)
+        for step in trainer.steps(500):
+            rows = step.shard(batch_at(step.position, samples=len(x), batch_size=64))
+            loss(model(x[rows]), y[rows]).backward()
+
+    After the loop body the gradients are averaged and the crew advances. The optimizer makes its step only when the iteration
+    was committed, that is, when it worked for everybody who goes on; else the same position is tried again. All that changes
+    in training (model, optimizer, scheduler, position) goes from a participant that holds it to those that do not, before they
+    train.
+
+    A scheduler steps after each committed update. Randomness in the loop body is best drawn from `sharding.generator` by
+    position, so that a retry repeats it. The weights after a position depend only on the number of participants at each
+    position: a single process that averages the same shards arrives at the same weights, up to rounding.
+
+    `observer` is called on the training thread with a name, the iteration and details: "opened" (a process group), "received"
+    (the state), "bucket" (before an exchange), "averaged", "failed", "decided" (the crew has advanced), "applied" (the
+    optimizer made its step).
+    """
+
+    def __init__(
+        self,
+        crew: CrewLike,
+        model: nn.Module,
+        optimizer: Optimizer,
+        scheduler: LRScheduler | None = None,
+        *,
+        backend: str | MakeBackend = "gloo",
+        timeout: timedelta = timedelta(minutes=5),
+        bucket_bytes: int = BUCKET_BYTES,
+        observer: Observer | None = None,
+    ) -> None:
+        self.crew = crew
+        self.model = model
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self._backend = backend
+        self._timeout = timeout
+        self._bucket_bytes = bucket_bytes
+        self._observer = observer
+        self._position = 0
+        self._pending = False  # averaged gradients that wait for the decision
+        self._holds = False
+        self._group: EpochGroup | None = None
+        self._met: IterationLike | None = None  # the iteration in which the group was made, or was meant to be
+        self._buffers: list[torch.Tensor] = []  # as they were before this step
+        self._background = Background()
+        # The clean-up goes over a connection of its own: the crew's may be blocked in a wait.
+        self._side: Store = crew.store.clone()
+
+    @property
+    def position(self) -> int:
+        """The number of updates that are in the model."""
+        return self._position
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a rank needs to go on from here. Good for a checkpoint between two steps, and what a new rank receives."""
+        return {
+            "position": self._position,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scheduler": None if self.scheduler is None else self.scheduler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes over a state. From a checkpoint: before `steps`; the crew starts from the furthest one that a rank brings."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(state["scheduler"])
+        self._position = int(state["position"])
+
+    def steps(self, total: int) -> Iterator[Step]:
+        """Yields attempts until `total` updates are committed and everybody who takes part has them.
+
+        Errors of the crew (superseded, out of time, the store is gone) pass through. `CrewFinished` when this rank came too late
+        for any of it. RuntimeError when a participant sends a state that contradicts the one held here.
+        """
+        iteration = self.crew.iteration or self.crew.advance()
+        self._tell("decided", iteration, committed=False)
+        try:
+            while True:
+                self._settle(iteration)
+                # The state must have reached everybody, by the crew's record: a source that leaves early would take it along.
+                if self._holds and self._position >= total and all(iteration.holders):
+                    self._side.set(FINISHED, str(self._position))
+                    return
+                ok = False
+                try:
+                    self._meet(iteration)
+                    self._share_state(iteration, total)
+                    if self._position < total:
+                        step = self._begin(iteration)
+                        yield step
+                        self._average(step)
+                        ok = True
+                except CollectiveFailed as error:
+                    _log.info("iteration %d failed here: %s", iteration.number, error)
+                    self._tell("failed", iteration, reason=str(error))
+                self._pending = ok
+                number = iteration.number
+                iteration = self.crew.advance(ok, holds=self._holds)
+                self._tell("decided", iteration, committed=iteration.committed and iteration.number == number + 1)
+        finally:
+            self._part(self.crew.iteration or iteration)
+            self._background.flush(timeout=1)  # the process may end right after this
+
+    def _settle(self, iteration: IterationLike) -> None:
+        """Draws the conclusions from a decision: the update counts, or it is dropped, or the whole state is."""
+        pending, self._pending = self._pending, False
+        if iteration.rejoined:
+            self._undo()
+            self._holds = False
+            return
+        self._holds = iteration.holders[iteration.index]
+        if iteration.committed and not pending:
+            raise RuntimeError(f"iteration {iteration.number - 1} was committed, but this rank has no update of it")
+        if iteration.committed:
+            self.optimizer.step()
+            if self.scheduler is not None:
+                self.scheduler.step()
+            self._position += 1
+            self._tell("applied", iteration, position=self._position)
+        else:
+            self._undo()
+
+    def _undo(self) -> None:
+        """Drops the gradients, and what the forward pass did to the buffers."""
+        self.optimizer.zero_grad()
+        if self._buffers:
+            with torch.no_grad():
+                for buffer, before in zip(self.model.buffers(), self._buffers, strict=True):
+                    buffer.copy_(before)
+        self._buffers = []
+
+    def _meet(self, iteration: IterationLike) -> None:
+        """Makes the process group of the epoch, unless it is there."""
+        if self._met is not None and self._met.epoch == iteration.epoch:
+            if self._group is None or self._group.closed:
+                raise RuntimeError(f"the group of epoch {iteration.epoch} failed, and yet the crew kept the epoch")
+            return
+        self._part(iteration)
+        self._met = iteration
+        started = time.monotonic()
+        self._group = open_group(
+            self._side,
+            iteration.epoch,
+            iteration.index,
+            len(iteration.participants),
+            watch=self.crew.trouble,
+            background=self._background,
+            backend=self._backend,
+            timeout=self._timeout,
+        )
+        self._tell("opened", iteration, seconds=time.monotonic() - started)
+
+    def _part(self, successor: IterationLike) -> None:
+        """Drops the group of the epoch that ended, and deletes what it left in the store."""
+        if self._group is not None:
+            self._group.close()
+        self._group, met, self._met = None, self._met, None
+        if met is None or len(met.participants) == 1:
+            return
+        epoch, gone = met.epoch, {met.index}
+        remaining = [index for index, member in enumerate(met.participants) if member in successor.participants]
+        if remaining and remaining[0] == met.index:
+            # Somebody has to delete the keys of those that cannot any more.
+            gone |= set(range(len(met.participants))) - set(remaining)
+        self._background.call(lambda: delete_keys(self._side, epoch, gone, backend=self._backend))
+
+    def _share_state(self, iteration: IterationLike, total: int) -> None:
+        """Gives the state to the participants that lack it."""
+        if all(iteration.holders):
+            return
+        assert self._group is not None
+        started = time.monotonic()
+        device = self._device()
+        if any(iteration.holders):
+            source = iteration.holders.index(True)
+        else:
+            # A founding crew, or all that held the state are gone. Whoever brings the furthest state gives it: what a rank was
+            # trained to, or loaded from a checkpoint, is always the outcome of committed updates.
+            positions = torch.zeros(self._group.size, dtype=torch.int64, device=device)
+            positions[self._group.index] = self._position
+            self._group.all_reduce(positions)
+            source = int(positions.argmax())
+            if iteration.number > 1:
+                if int(positions.max()) < total and self._side.check([FINISHED]) and int(self._side.get(FINISHED)) >= total:
+                    raise CrewFinished(f"the others have made all {total} updates and are gone")
+                _log.warning("nobody holds the state any more; going on from position %d", int(positions.max()))
+        state = broadcast_state(self._group, self.state_dict(), source, device=device)
+        if self._holds:
+            if state["position"] != self._position:
+                raise RuntimeError(
+                    f"{iteration.participants[source]} is at position {state['position']}, this rank at {self._position}"
+                )
+            return
+        if source != iteration.index:
+            self.load_state_dict(state)
+        self._holds = True
+        self._tell("received", iteration, seconds=time.monotonic() - started, source=source, position=self._position)
+
+    def _begin(self, iteration: IterationLike) -> Step:
+        self.optimizer.zero_grad()
+        self._buffers = [buffer.clone() for buffer in self.model.buffers()]
+        return Step(self._position, iteration)
+
+    def _average(self, step: Step) -> None:
+        assert self._group is not None
+        started = time.monotonic()
+        parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        average_gradients(
+            self._group,
+            parameters,
+            step.weight,
+            bucket_bytes=self._bucket_bytes,
+            on_bucket=lambda number: self._tell("bucket", step.iteration, bucket=number),
+        )
+        with torch.no_grad():
+            average_buffers(self._group, self.model.buffers(), bucket_bytes=self._bucket_bytes)
+        self._tell("averaged", step.iteration, seconds=time.monotonic() - started)
+
+    def _device(self) -> torch.device:
+        """Where tensors must lie to be sent."""
+        if self._backend == "gloo":
+            return torch.device("cpu")
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+
+    def _tell(self, name: str, iteration: IterationLike, **details: object) -> None:
+        if self._observer is not None:
+            self._observer(name, iteration, details)

@@ -1,0 +1,502 @@
+"""Exhaustive breadth-first search with shortest counterexamples.
+
+Every reachable state is visited once, in order of its distance from the initial one, so the first state found to break a
+property is one of the nearest. A state is one integer (packed.py), and the only thing kept for it is an entry in a
+dictionary that maps it to its parent: the parent's integer exists anyway, so a parent costs eight bytes. Which action led
+there is not stored. It is found again, by asking the specification, for the few states of a counterexample.
+
+A search that comes to a limit has not shown anything, unless it found a violation before: its verdict is UNDETERMINED.
+"""
+
+import gc
+import time
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from enum import StrEnum
+from typing import Any, NamedTuple
+
+from coxless_model.machine import Action, Invariant, Situation, State, System
+from coxless_model.memory import resident
+from coxless_model.packed import LOCAL_BITS, Packed, Steps
+from coxless_model.parts import TooMany
+from coxless_model.reduction import Ample
+from coxless_model.symmetry import Symmetry
+from coxless_model.watched import Watched
+
+CHUNK = 4096
+"""States between two looks at the clock and the memory."""
+DEADLOCK = "deadlock"
+
+
+class Verdict(StrEnum):
+    HOLDS = "holds"
+    VIOLATED = "violated"
+    UNDETERMINED = "undetermined"
+
+
+class Limits(NamedTuple):
+    states: int | None = None
+    seconds: float | None = None
+    memory: int | None = None
+    """Bytes that the process may have resident."""
+
+
+NO_LIMITS = Limits()
+
+
+class Trace(NamedTuple):
+    """A run of the system: one state more than actions."""
+
+    states: tuple[State, ...]
+    actions: tuple[Action, ...]
+
+    @property
+    def steps(self) -> tuple[tuple[State, Action, State], ...]:
+        return tuple(zip(self.states, self.actions, self.states[1:], strict=False))
+
+
+class Counterexample(NamedTuple):
+    property: str
+    wrong: str
+    trace: Trace
+
+
+class Progress(NamedTuple):
+    states: int
+    depth: int
+    waiting: int
+    """States of the current layer that are still to be expanded."""
+    seconds: float
+    memory: int
+
+
+class Result(NamedTuple):
+    system: str
+    verdict: Verdict
+    reason: str
+    """Why the verdict is UNDETERMINED; empty otherwise."""
+    states: int
+    transitions: int
+    depth: int
+    seconds: float
+    memory: int
+    """Resident bytes that the search added to the process."""
+    taken: Mapping[str, int]
+    """How often each action was taken, by name."""
+    reached: Mapping[str, bool]
+    """The situations that a search has to come to."""
+    stuck: int
+    """States in which nothing that is promised to happen can happen any more."""
+    counterexamples: tuple[Counterexample, ...]
+
+    @property
+    def rate(self) -> float:
+        return self.states / max(self.seconds, 1e-9)
+
+    @property
+    def bytes_per_state(self) -> float:
+        return self.memory / max(self.states, 1)
+
+
+def explore(
+    system: System,
+    *,
+    limits: Limits = NO_LIMITS,
+    symmetry: bool = False,
+    reduction: bool = False,
+    properties: Iterable[str] | None = None,
+    invariants: Iterable[Invariant] | None = None,
+    every_property: bool = False,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Result:
+    """Visit every reachable state.
+
+    `properties` names the invariants to check, "deadlock" among them (default: all); `invariants` gives others in their
+    place, such as one that breaks where something is to be shown. The search stops at the first
+    violation; with `every_property` it goes on until each of them has a shortest counterexample, or everything was seen.
+    With `symmetry` one state stands for all that differ by renaming ranks; with `reduction` local steps that nobody can see
+    are not interleaved, and counterexamples need not be the shortest.
+    """
+    search = Search(system, symmetry, reduction, properties, every_property, invariants)
+    result = search.run(limits, on_progress)
+    if search.ample is None or search.ample.trusted():
+        return result
+    return explore(
+        system,
+        limits=limits,
+        symmetry=symmetry,
+        properties=properties,
+        invariants=invariants,
+        every_property=every_property,
+        on_progress=on_progress,
+    )
+
+
+class Known:
+    """What an actor may do with one local part, where certain pieces of the shared part are the same, as far as the search
+    needs it again."""
+
+    __slots__ = ("alone", "asks", "differences", "lively", "names", "uses")
+
+    def __init__(self, differences: tuple[tuple[int, int], ...], names: tuple[str, ...], lively: bool, alone: bool) -> None:
+        self.differences = differences
+        """Where the steps lead, as differences of the shared and of the local part; steps that change nothing are left out."""
+        self.names = names
+        self.lively = lively
+        """Something is promised to happen: an action of some fairness class is enabled."""
+        self.alone = alone
+        self.asks: tuple[tuple[Situation, Action, tuple[int, int]], ...] = ()
+        """Situations that also look at other parts of the state, so that they are asked wherever the steps are enabled."""
+        self.uses = 0
+
+
+class Table:
+    """For one local part of an actor: the pieces of the shared part that matter to it, and what it may do for each value that
+    they take.
+
+    The mask grows as it turns out that more matters. What was known before stays right: it is found only where the pieces
+    that it depends on are the same, and those that were not looked at then are all zero in its key.
+    """
+
+    __slots__ = ("known", "mask")
+
+    def __init__(self) -> None:
+        self.mask = 0
+        self.known: dict[int, Known] = {}
+
+
+class Lane:
+    """One actor, and a table for each local part that it had. (The environment has none of its own: 0.)"""
+
+    def __init__(self, actor: int, place: int, mask: int) -> None:
+        self.actor = actor
+        self.place = place
+        self.mask = mask
+        self.tables: dict[int, Table] = {}
+
+
+class Viewed:
+    """The invariants that say what they look at, and a number for each of their views."""
+
+    def __init__(self, packed: Packed, invariants: tuple[Invariant, ...]) -> None:
+        self.invariants = invariants
+        self._packed = packed
+        self._views = tuple(dict.fromkeys(each.views for each in invariants if each.views is not None))
+        self._numbers: dict[Hashable, int] = {}
+        self.shared: dict[int, int] = {}
+        self.locals: dict[int, int] = {}
+        self.clean: set[int] = set()
+        """The combinations that have been asked."""
+
+    def view_shared(self, number: int, shared: Any) -> None:
+        view = tuple(views.shared(shared) for views in self._views)
+        self.shared[number] = self._numbers.setdefault(view, len(self._numbers))
+
+    def view_local(self, own: int) -> int:
+        view = tuple(views.local(self._packed.locals[own]) for views in self._views)
+        number = self.locals[own] = self._numbers.setdefault(view, len(self._numbers))
+        return number
+
+
+class LimitReached(Exception):
+    """The search has come to one of its limits."""
+
+
+class Search:
+    def __init__(
+        self,
+        system: System,
+        symmetry: bool = False,
+        reduction: bool = False,
+        properties: Iterable[str] | None = None,
+        every_property: bool = False,
+        invariants: Iterable[Invariant] | None = None,
+    ) -> None:
+        wanted = None if properties is None else frozenset(properties)
+        self.system = system
+        self.started = time.monotonic()
+        self.memory_before = resident()
+        self.packed = Packed(system)
+        self.canonical = Symmetry(self.packed).canonical if symmetry else None
+        self.ample = Ample(self.packed) if reduction else None
+        self.lanes = (
+            *(Lane(rank, place, self.packed.local_mask) for rank, place in enumerate(self.packed.places)),
+            Lane(self.packed.ranks, 0, 0),
+        )
+        asked = system.invariants if invariants is None else tuple(invariants)
+        asked = tuple(each for each in asked if wanted is None or each.id in wanted)
+        self.asked = asked
+        self.invariants = tuple(each for each in asked if each.views is None)
+        self.viewed = Viewed(self.packed, tuple(each for each in asked if each.views is not None))
+        self.deadlock = bool(system.goals) and invariants is None and (wanted is None or DEADLOCK in wanted)
+        self.every_property = every_property
+        # For each shared number: the invariants that have to be asked in each state, as they look at local parts.
+        self.open_invariants: dict[int, tuple[Invariant, ...]] = {}
+        self.missing = {each.name: each for each in system.situations}
+        # The same few names and differences over and over: kept once.
+        self.names: dict[tuple[str, ...], tuple[str, ...]] = {}
+        self.pairs: dict[tuple[int, int], tuple[int, int]] = {}
+        self.several: dict[tuple[tuple[int, int], ...], tuple[tuple[int, int], ...]] = {}
+        self.parents: dict[int, int] = {self.packed.initial: -1}
+        self.found: dict[str, tuple[int, str]] = {}
+        self.stuck = 0
+        self.depth = 0
+
+    def run(self, limits: Limits, on_progress: Callable[[Progress], None] | None) -> Result:
+        layer = [self.packed.initial]
+        reason = ""
+        # Millions of integers make no reference cycles; looking for some costs a third of the time.
+        collecting = gc.isenabled()
+        gc.disable()
+        try:
+            self.check(layer)
+            while layer and not self._finished():
+                layer = self._expand(layer, limits, on_progress)
+                self.depth += bool(layer)
+        except (LimitReached, TooMany) as limit:
+            reason = str(limit)
+        finally:
+            if collecting:
+                gc.enable()
+        return self.result(reason)
+
+    def _finished(self) -> bool:
+        if not self.every_property:
+            return bool(self.found)
+        return bool(self.asked) and len(self.found) == len(self.asked) + self.deadlock
+
+    def _expand(self, layer: list[int], limits: Limits, on_progress: Callable[[Progress], None] | None) -> list[int]:
+        following: list[int] = []
+        for start in range(0, len(layer), CHUNK):
+            self.look_at_limits(limits, on_progress, len(layer) - start)
+            fresh: list[int] = []
+            self._expand_chunk(layer[start : start + CHUNK], fresh)
+            self.check(fresh)
+            following += fresh
+            if self._finished():
+                break
+        return following
+
+    def _expand_chunk(self, chunk: list[int], fresh: list[int]) -> None:
+        """The innermost loop: everything that is asked of the specification was asked before, but for new combinations."""
+        parents, lanes, canonical, learn = self.parents, self.lanes, self.canonical, self.learn
+        packed = self.packed
+        shift, wides, numbers, new_number = packed.shift, packed.wides, packed.numbers, packed.number_of_wide
+        for key in chunk:
+            lively = False
+            number = key >> shift
+            wide = wides[number]
+            for lane in lanes if self.ample is None else self._ample_lanes(key):
+                table = lane.tables.get(key >> lane.place & lane.mask)
+                known = table.known.get(wide & table.mask) if table is not None else None
+                if known is None:
+                    known = learn(lane, key)
+                known.uses += 1
+                if known.lively:
+                    lively = True
+                if known.asks:
+                    self._ask(known, key)
+                for onto, difference in known.differences:
+                    after = key + difference
+                    if onto:
+                        then = wide + onto
+                        other = numbers.get(then)
+                        if other is None:
+                            other = new_number(then)
+                        after += (other - number) << shift
+                    if after not in parents:
+                        if canonical is not None:
+                            after = canonical(after)
+                            if after in parents:
+                                continue
+                        parents[after] = key
+                        fresh.append(after)
+            if not lively:
+                self.note_stuck(key)
+
+    def _ample_lanes(self, key: int) -> tuple[Lane, ...]:
+        for lane in self.lanes[:-1]:
+            known = self.known(lane, key)
+            if known.alone:
+                for difference in known.differences:
+                    after = self.after(key, difference)
+                    if self.canonical is not None:
+                        after = self.canonical(after)
+                    if after not in self.parents:
+                        return (lane,)
+        return self.lanes
+
+    def after(self, key: int, difference: tuple[int, int]) -> int:
+        """The state that a step leads to."""
+        packed = self.packed
+        number = key >> packed.shift
+        other = packed.number_of_wide(packed.wides[number] + difference[0])
+        return key + difference[1] + ((other - number) << packed.shift)
+
+    def known(self, lane: Lane, key: int) -> Known:
+        """What the actor may do in the state."""
+        table = lane.tables.get(key >> lane.place & lane.mask)
+        found = None if table is None else table.known.get(self.packed.wides[key >> self.packed.shift] & table.mask)
+        return found or self.learn(lane, key)
+
+    def learn(self, lane: Lane, key: int) -> Known:
+        """Ask the specification what the actor may do in this state, and keep the answer."""
+        system, rank, packed = self.system, lane.actor, self.packed
+        own, wide = key >> lane.place & lane.mask, packed.wides[key >> packed.shift]
+        steps = packed.ask(rank, wide, own)
+        names = tuple(action.name for action in steps.actions)
+        lively = any(system.fair(action) is not None for action in steps.actions)
+        alone = self.ample is not None and rank < packed.ranks and self.ample.alone(rank, own, steps.actions)
+        together = zip(steps.onto_shared, steps.onto_local, strict=True)
+        differences = tuple(self.pairs.setdefault(pair, pair) for pair in together if pair != (0, 0))
+        differences = self.several.setdefault(differences, differences)
+        known = Known(differences, self.names.setdefault(names, names), lively, alone)
+        table = lane.tables.setdefault(own, Table())
+        table.mask |= steps.mask
+        table.known[wide & table.mask] = known
+        if self.missing:
+            self._look_for_situations(known, key, rank, steps)
+        return known
+
+    def _look_for_situations(self, known: Known, key: int, rank: int, steps: Steps) -> None:
+        # Steps that were learned for one state stand for those of states with another shared part, if it comes in pieces.
+        apart = self.packed.parts.split
+        before = Watched.of(self.packed.unpack(key))
+        for action, *difference in zip(steps.actions, steps.onto_shared, steps.onto_local, strict=True):
+            onto, own = difference
+            after = Watched.of(self.packed.unpack(self.after(key, (onto, own))))
+            for situation in tuple(self.missing.values()):
+                before.forget()
+                after.forget()
+                if situation.holds(before, action, after):
+                    del self.missing[situation.name]
+                elif not before.looked | after.looked <= {rank} or (apart and (before.shared_looked or after.shared_looked)):
+                    known.asks += ((situation, action, (onto, own)),)
+
+    def _ask(self, known: Known, key: int) -> None:
+        known.asks = tuple(ask for ask in known.asks if ask[0].name in self.missing)
+        for situation, action, difference in known.asks:
+            if situation.holds(self.packed.unpack(key), action, self.packed.unpack(self.after(key, difference))):
+                self.missing.pop(situation.name, None)
+
+    def check(self, fresh: list[int]) -> None:
+        """Check the invariants in new states: each once for each combination of what it looks at."""
+        shift, mask, open_invariants = self.packed.shift, self.packed.local_mask, self.open_invariants
+        viewed = self.viewed
+        shared_views, local_views, clean = viewed.shared, viewed.locals, viewed.clean
+        places = self.packed.places
+        for key in fresh:
+            number = key >> shift
+            invariants = open_invariants.get(number)
+            if invariants is None:
+                invariants = open_invariants[number] = self._check_shared(key)
+            if invariants:
+                self._ask_invariants(invariants, key)
+            combination = shared_views[number]
+            for place in places:
+                view = local_views.get(key >> place & mask)
+                if view is None:
+                    view = viewed.view_local(key >> place & mask)
+                combination = combination << LOCAL_BITS | view
+            if combination not in clean:
+                clean.add(combination)
+                self._ask_invariants(viewed.invariants, key)
+
+    def _ask_invariants(self, invariants: tuple[Invariant, ...], key: int) -> None:
+        state = self.packed.unpack(key)
+        for invariant in invariants:
+            wrong = invariant.check(state)
+            if wrong is not None:
+                self.found.setdefault(invariant.id, (key, wrong))
+
+    def _check_shared(self, key: int) -> tuple[Invariant, ...]:
+        """Those that depend on the shared part only, once for each shared part; the others are returned."""
+        to_ask: list[Invariant] = []
+        before = self.packed.unpack(key)
+        self.viewed.view_shared(key >> self.packed.shift, before.shared)
+        for invariant in self.invariants:
+            state = Watched.of(before)
+            wrong = invariant.check(state)
+            if state.looked:
+                to_ask.append(invariant)
+            elif wrong is not None:
+                self.found.setdefault(invariant.id, (key, wrong))
+        return tuple(to_ask)
+
+    def note_stuck(self, key: int) -> None:
+        self.stuck += 1
+        if self.deadlock and DEADLOCK not in self.found:
+            state = self.packed.unpack(key)
+            for goal in self.system.goals:
+                if not goal.reached(state) and not goal.excused(state):
+                    self.found[DEADLOCK] = key, f"nothing is promised to happen any more, and {goal.id} has not come about"
+                    return
+
+    def look_at_limits(self, limits: Limits, on_progress: Callable[[Progress], None] | None, waiting: int) -> None:
+        seconds = time.monotonic() - self.started
+        if limits.states is not None and len(self.parents) >= limits.states:
+            raise LimitReached(f"came to the limit of {limits.states} states")
+        if limits.seconds is not None and seconds >= limits.seconds:
+            raise LimitReached(f"came to the limit of {limits.seconds:g} s")
+        if limits.memory is None and on_progress is None:
+            return
+        memory = resident()
+        if limits.memory is not None and memory >= limits.memory:
+            raise LimitReached(f"came to the limit of {limits.memory >> 20} MiB")
+        if on_progress is not None:
+            on_progress(Progress(len(self.parents), self.depth, waiting, seconds, memory))
+
+    def memory(self) -> int:
+        """Resident bytes that were added since the search began."""
+        return max(resident() - self.memory_before, 0)
+
+    def result(self, reason: str) -> Result:
+        seconds = time.monotonic() - self.started
+        memory = self.memory()
+        taken: Counter[str] = Counter()
+        for known in (known for lane in self.lanes for table in lane.tables.values() for known in table.known.values()):
+            for name in known.names:
+                taken[name] += known.uses
+        if self.found:
+            verdict, reason = Verdict.VIOLATED, reason if self.every_property else ""
+        else:
+            verdict = Verdict.UNDETERMINED if reason else Verdict.HOLDS
+        return Result(
+            system=self.system.name,
+            verdict=verdict,
+            reason=reason,
+            states=len(self.parents),
+            transitions=sum(taken.values()),
+            depth=self.depth,
+            seconds=seconds,
+            memory=memory,
+            taken=dict(sorted(taken.items())),
+            reached={each.name: each.name not in self.missing for each in self.system.situations},
+            stuck=self.stuck,
+            counterexamples=tuple(Counterexample(name, wrong, self.trace(key)) for name, (key, wrong) in self.found.items()),
+        )
+
+    def trace(self, key: int) -> Trace:
+        keys = [key]
+        while (key := self.parents[key]) >= 0:
+            keys.append(key)
+        return concrete_run(self.packed, keys[::-1], self.canonical)
+
+
+def concrete_run(packed: Packed, keys: list[int], canonical: Callable[[int], int] | None = None) -> Trace:
+    """The run through the given states, or with `canonical` through states that differ from them by renaming."""
+    key = keys[0]
+    states, actions = [packed.unpack(key)], []
+    for wanted in keys[1:]:
+        action, key = _step_to(packed, key, wanted, canonical)
+        states.append(packed.unpack(key))
+        actions.append(action)
+    return Trace(tuple(states), tuple(actions))
+
+
+def _step_to(packed: Packed, key: int, wanted: int, canonical: Callable[[int], int] | None) -> tuple[Action, int]:
+    for action, after in packed.successors(key):
+        if after == wanted or (canonical is not None and canonical(after) == wanted):
+            return action, after
+    # It was there when the search asked for it.
+    raise RuntimeError(f"{packed.system.name}: a step cannot be repeated; does it depend on the order of a set?")

@@ -1,0 +1,245 @@
+"""The shared part of a state, taken apart into pieces, and the pieces that a step looks at.
+
+A step mostly depends on little of the shared part: on the store and on one or two budgets, not on the history that the ghost
+keeps. What a step depends on is not declared but seen: the specification is handed a shared part that notes which pieces are
+looked at. A step that has been computed is the same wherever those pieces (and the rank's local part) are the same, as it
+saw nothing else. Passing a piece on is not looking at it; everything but reading a field by its name is looking at all.
+
+A system that has a `layout` says how its shared part comes apart; that of another is one piece. Fields that are in no piece
+never change.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+
+class Piece(NamedTuple):
+    """A field of the shared part, or with a dot a field of a field."""
+
+    path: str
+    bits: int
+    """Room for so many different values. The first piece needs none, it has no limit."""
+    tally: bool = False
+    """A number that steps only add to, and never look at."""
+
+
+Layout = tuple[Piece, ...]
+WHOLE: Layout = (Piece("", 0),)
+
+
+class TooMany(Exception):
+    """More different parts than there are numbers for."""
+
+
+class Parts:
+    """Numbers for the values of each piece; a shared part is one integer, `wide`, with the first piece on top."""
+
+    def __init__(self, layout: Layout, shared: Any) -> None:
+        self.layout = layout
+        self.split = layout != WHOLE
+        self.values: tuple[list[Any], ...] = tuple([] for _ in layout)
+        self._numbers: tuple[dict[Any, int], ...] = tuple({} for _ in layout)
+        places, place = [], 0
+        for piece in reversed(layout):
+            places.append(place)
+            place += piece.bits
+        self.places = tuple(places[::-1])
+        self._widths = (-1, *((1 << piece.bits) - 1 for piece in layout[1:]))
+        self.masks = tuple(width << at for width, at in zip(self._widths, self.places, strict=True))
+        # A tally is its own number.
+        self._plan = tuple(
+            (range(width + 1) if piece.tally else values, at, width)
+            for piece, values, at, width in zip(layout, self.values, self.places, self._widths, strict=True)
+        )
+        if self.split:
+            self._shape = _shape(layout, shared)
+
+    def wide(self, shared: Any) -> int:
+        return sum(
+            self.number(which, value) << place
+            for which, (value, place) in enumerate(zip(self.pieces(shared), self.places, strict=True))
+        )
+
+    def pieces(self, shared: Any) -> list[Any]:
+        return self._shape.pieces(shared, len(self.layout)) if self.split else [shared]
+
+    def number(self, which: int, value: Any) -> int:
+        if self.layout[which].tally:
+            return int(value)
+        numbers = self._numbers[which]
+        number = numbers.setdefault(value, len(numbers))
+        if number == len(self.values[which]):
+            if number > self._widths[which] >= 0:
+                raise TooMany(f"more than {number} different values of {self.layout[which].path}")
+            self.values[which].append(value)
+        return number
+
+    def known(self, which: int, value: Any) -> int | None:
+        """The number of a value, if it has one."""
+        return self._numbers[which].get(value)
+
+    def number_in(self, which: int, wide: int) -> int:
+        number = wide >> self.places[which]
+        return number if which == 0 else number & self._widths[which]
+
+    def values_in(self, wide: int) -> list[Any]:
+        return [values[wide >> at & width] for values, at, width in self._plan]
+
+    def whole(self, wide: int) -> Any:
+        values = self.values_in(wide)
+        return self._shape.whole(values) if self.split else values[0]
+
+    def noting(self, wide: int) -> tuple[Any, "Seen"]:
+        """The shared part, and which pieces of it will have been looked at."""
+        values = self.values_in(wide)
+        seen = Seen()
+        if self.split:
+            return self._shape.noting(values, seen), seen
+        seen.pieces.add(0)
+        return values[0], seen
+
+    def difference(self, before: Any, after: Any, seen: "Seen") -> int:
+        """What a step from `before` (which was noting) to the shared part `after` adds. A piece that it replaces counts as looked
+        at, even if by the same value, since the difference depends on what was there."""
+        if after is before:
+            return 0
+        if not self.split:
+            return self.number(0, after) - self.number(0, before)
+        return self._difference(self._shape, before, after, seen)
+
+    def _difference(self, shape: "Shape", before: Any, after: Any, seen: "Seen") -> int:
+        if type(after) is not shape.noting_kind:
+            seen.pieces.update(_numbers(shape.fields))  # Not handed through but made anew, every piece of it.
+        total = 0
+        for field, was, value in zip(shape.fields, tuple.__iter__(before), tuple.__iter__(after), strict=True):
+            if value is was:
+                continue
+            if type(field) is int:
+                total += (self.number(field, value) - self.number(field, was)) << self.places[field]
+            elif type(field) is Shape:
+                total += self._difference(field, was, value, seen)
+            elif value != field.value:
+                raise ValueError(f"{shape.kind.__name__}: {value!r} stands where the layout says that nothing changes")
+        return total
+
+    def mask(self, seen: "Seen") -> int:
+        mask = 0
+        for which in seen.pieces:
+            mask |= self.masks[which]
+        return mask
+
+
+class Seen:
+    __slots__ = ("pieces",)
+
+    def __init__(self) -> None:
+        self.pieces: set[int] = set()
+
+
+class Shape(NamedTuple):
+    """How a named tuple is made of pieces."""
+
+    kind: type[Any]
+    noting_kind: type[Any]
+    fields: tuple[Any, ...]
+    """For each field the number of the piece, or the shape of the named tuple that stands there."""
+
+    def pieces(self, thing: Any, count: int) -> list[Any]:
+        """The pieces in the order of their numbers."""
+        found: list[Any] = [None] * count
+        self._take_apart(thing, found)
+        return found
+
+    def _take_apart(self, thing: Any, found: list[Any]) -> None:
+        for field, value in zip(self.fields, tuple.__iter__(thing), strict=True):
+            if type(field) is int:
+                found[field] = value
+            elif type(field) is Shape:
+                field._take_apart(value, found)
+            elif value is not field.value and value != field.value:
+                raise ValueError(f"{self.kind.__name__}: {value!r} stands where the layout says that nothing changes")
+
+    def whole(self, values: list[Any]) -> Any:
+        parts = [values[each] if type(each) is int else each.whole(values) for each in self.fields]
+        return tuple.__new__(self.kind, parts)
+
+    def noting(self, values: list[Any], seen: Seen) -> Any:
+        parts = [values[each] if type(each) is int else each.noting(values, seen) for each in self.fields]
+        thing = tuple.__new__(self.noting_kind, parts)
+        thing.seen = seen
+        return thing
+
+
+class Fixed(NamedTuple):
+    """A field that never changes."""
+
+    value: Any
+
+    def whole(self, values: list[Any]) -> Any:
+        return self.value
+
+    def noting(self, values: list[Any], seen: Seen) -> Any:
+        return self.value
+
+
+def _shape(layout: Layout, shared: Any, prefix: str = "") -> Shape:
+    places = {piece.path: which for which, piece in enumerate(layout)}
+    fields: list[Any] = []
+    for name, value in zip(shared._fields, shared, strict=True):
+        path = prefix + name
+        if path in places:
+            fields.append(places[path])
+        elif any(other.startswith(f"{path}.") for other in places):
+            fields.append(_shape(layout, value, f"{path}."))
+        else:
+            fields.append(Fixed(value))
+    return Shape(type(shared), _noting_kind(type(shared), tuple(fields), layout), tuple(fields))
+
+
+def _noting_kind(kind: type[Any], fields: tuple[Any, ...], layout: Layout) -> type[Any]:
+    """The same kind of named tuple, but it notes which of its fields are looked at."""
+    everything = set(_numbers(fields))
+    watched = {
+        name: field for name, field in zip(kind._fields, fields, strict=True) if type(field) is int and not layout[field].tally
+    }
+
+    def looked_at_all(self: Any) -> None:
+        self.seen.pieces.update(everything)
+
+    def reader(place: int, field: Any) -> property:
+        if type(field) is not int or layout[field].tally:
+            return property(lambda self: tuple.__getitem__(self, place))
+
+        def read(self: Any) -> Any:
+            self.seen.pieces.add(field)
+            return tuple.__getitem__(self, place)
+
+        return property(read)
+
+    def replaced(self: Any, **changes: Any) -> Any:
+        self.seen.pieces.update(which for name in changes if (which := watched.get(name)) is not None)
+        parts = [changes.pop(name, value) for name, value in zip(kind._fields, tuple.__iter__(self), strict=True)]
+        if changes:
+            raise ValueError(f"{kind.__name__} has no field {', '.join(changes)}")
+        thing = tuple.__new__(type(self), parts)
+        thing.seen = self.seen
+        return thing
+
+    def seeing_all(name: str) -> Any:
+        def method(self: Any, *arguments: Any) -> Any:
+            looked_at_all(self)
+            return getattr(tuple, name)(self, *arguments)
+
+        return method
+
+    methods = {name: seeing_all(name) for name in ("__iter__", "__getitem__", "__eq__", "__ne__", "__hash__", "__contains__")}
+    readers = {name: reader(place, field) for place, (name, field) in enumerate(zip(kind._fields, fields, strict=True))}
+    return type(f"Noting{kind.__name__}", (kind,), {**methods, **readers, "_replace": replaced})
+
+
+def _numbers(fields: tuple[Any, ...]) -> Iterator[int]:
+    for field in fields:
+        if type(field) is int:
+            yield field
+        elif type(field) is Shape:
+            yield from _numbers(field.fields)

@@ -1,0 +1,333 @@
+"""The library on a real TCPStore server process: what a training script sees."""
+
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+import coxless
+from coxless import keys
+from coxless.server import StoreServer, start_server
+
+from .crews import QUICK, crew_of, in_threads
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StoreServer]:
+    with start_server() as running:
+        yield running
+
+
+@pytest.fixture
+def address(server: StoreServer) -> str:
+    """The server, emptied."""
+    store = coxless.connect(server.address)
+    for key in store.list_keys():
+        store.delete_key(key)
+    return server.address
+
+
+@pytest.mark.parametrize("size", [1, 2, 10, 30])
+def test_any_number_of_ranks_agree_on_every_iteration(address: str, size: int) -> None:
+    def body(rank: int) -> list[tuple[object, ...]]:
+        with crew_of(address, rank, size, patience=timedelta(seconds=0.5)) as crew:
+            return [(i.number, i.epoch, i.participants, i.winner) for i in crew.iterations(until=20)]
+
+    first, *others = in_threads(size, body)
+    assert [row[0] for row in first] == list(range(1, 21))
+    assert all(other == first for other in others)
+    assert len({row[1] for row in first}) == 1, "no fault, so one epoch"
+
+
+class CountingStore:
+    """A real client whose commands are counted, and the size of what is sent with them."""
+
+    def __init__(self, store: Any, commands: Counter[str], longest: Counter[str]) -> None:
+        self._store, self._commands, self._longest = store, commands, longest
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._store, name)
+        if name not in COMMANDS:
+            return value
+
+        def counted(*arguments: Any) -> Any:
+            self._commands[name] += 1
+            self._longest[name] = max(self._longest[name], len(repr(arguments)))
+            return value(*arguments)
+
+        return counted
+
+
+COMMANDS = {"add", "append", "barrier", "check", "compare_set", "delete_key", "get", "multi_get", "multi_set", "set", "wait"}
+
+
+def test_the_fast_path_costs_two_commands_a_rank_whose_size_does_not_grow(address: str) -> None:
+    def run(size: int, iterations: int) -> tuple[Counter[str], Counter[str]]:
+        commands: Counter[str] = Counter()
+        longest: Counter[str] = Counter()
+        begin = threading.Barrier(size)
+
+        def body(rank: int) -> None:
+            with crew_of(
+                address,
+                rank,
+                size,
+                patience=timedelta(seconds=0.5),
+                heartbeat_interval=timedelta(minutes=1),
+                heartbeat_timeout=timedelta(minutes=5),
+            ) as crew:
+                crew.advance()
+                begin.wait(60)
+                for connection in (crew._driver.connection, crew._housekeeper._connection):
+                    native = connection._native_barrier
+                    connection._store = CountingStore(connection._store, commands, longest)
+                    assert native
+                    connection._barrier = connection._store.barrier
+                begin.wait(60)
+                for _ in range(iterations):
+                    crew.advance()
+                begin.wait(60)
+                crew._driver.connection._store = crew._driver.connection._store._store
+                crew._housekeeper._connection._store = crew._housekeeper._connection._store._store
+
+        in_threads(size, body)
+        store = coxless.connect(address)
+        for key in store.list_keys():
+            store.delete_key(key)
+        return commands, longest
+
+    for size in (2, 6):
+        commands, longest = run(size, 50)
+        assert commands["barrier"] == size * 50
+        assert commands["compare_set"] == size * 50
+        assert commands["set"] == 50  # the winner's wake
+        assert commands["delete_key"] <= 3 * 50  # the whole crew's clean-up, in the background
+        assert set(commands) <= {"barrier", "compare_set", "set", "delete_key"}
+        assert all(length < 250 for length in longest.values()), longest
+
+
+def test_twenty_thousand_iterations_leave_few_keys(address: str) -> None:
+    def body(rank: int) -> int:
+        with crew_of(address, rank, 2, patience=timedelta(seconds=0.5)) as crew:
+            for iteration in crew.iterations(until=20_000):
+                last = iteration.number
+            return last
+
+    assert in_threads(2, body) == [20_000, 20_000]
+    left = sorted(coxless.connect(address).list_keys())
+    assert len(left) <= 12, left
+
+
+def test_the_world_grows_by_ranks_that_join_later(address: str) -> None:
+    grown: list[int] = []
+
+    def body(rank: int) -> object:
+        with crew_of(address, rank, 2 if rank < 2 else 5) as crew:
+            for iteration in crew.iterations():
+                grown.append(iteration.world_size)
+                if iteration.world_size == 5:
+                    return iteration.participants
+        return None
+
+    views = in_threads(5, body)
+    assert [member.rank for member in views[0]] == [0, 1, 2, 3, 4]
+    assert all(view == views[0] for view in views)
+
+
+def test_a_failed_vote_is_not_committed_and_makes_a_new_epoch(address: str) -> None:
+    def body(rank: int) -> list[tuple[int, bool, str]]:
+        seen = []
+        with crew_of(address, rank, 3) as crew:
+            for iteration in crew.iterations(until=5):
+                seen.append((iteration.number, iteration.committed, iteration.epoch))
+                crew.vote(ok=not (rank == 1 and iteration.number == 3))
+        return seen
+
+    first, *others = in_threads(3, body)
+    assert [committed for _, committed, _ in first] == [False, True, True, False, True]
+    assert first[2][2] == first[0][2] != first[3][2] == first[4][2]
+    assert others == [first, first]
+
+
+def test_a_clean_leave_does_not_cost_the_heartbeat_timeout(address: str) -> None:
+    def body(rank: int) -> int:
+        with crew_of(address, rank, 2, heartbeat_timeout=timedelta(minutes=10)) as crew:
+            for iteration in crew.iterations(until=5 if rank else 10):
+                last = iteration.world_size
+        return last
+
+    assert in_threads(2, body) == [1, 2]
+
+
+def test_a_rank_that_comes_after_all_have_left_is_told_so(address: str) -> None:
+    def body(rank: int) -> None:
+        with crew_of(address, rank, 2, min_ranks=2) as crew:
+            crew.advance()
+            met.wait(60)
+
+    met = threading.Barrier(2)
+    in_threads(2, body)
+    with (
+        crew_of(address, 1, 2, min_ranks=2) as late,
+        pytest.raises(coxless.CrewEndedError, match="every member of iteration 1 has left"),
+    ):
+        late.advance()
+
+
+def test_the_litter_of_a_rank_that_died_is_swept_with_the_next_epoch(address: str) -> None:
+    def body(rank: int) -> None:
+        with crew_of(address, rank, 2) as crew:
+            for iteration in crew.iterations(until=10 if rank else 20):
+                if iteration.number == 5 and rank == 0:
+                    store = coxless.connect(address)
+                    for k in (1, 2, 3):
+                        store.set(keys.arrived(k), "")
+
+    in_threads(2, body)
+    iterations = [keys.iteration_of_barrier(key) for key in coxless.connect(address).list_keys()]
+    assert min(k for k in iterations if k is not None) > 3
+
+
+def test_any_store_of_torch_that_can_carry_it_is_taken(tmp_path: Any, address: str) -> None:
+    stores = {
+        "hash": dist.HashStore(),
+        "file": dist.FileStore(str(tmp_path / "store"), -1),
+        "prefix": dist.PrefixStore("run7", coxless.connect(address)),
+    }
+    for name, store in stores.items():
+
+        def body(rank: int, store: dist.Store = store) -> int:
+            with coxless.join(store, rank=rank, world_size=2, **QUICK) as crew:
+                for iteration in crew.iterations(until=5):
+                    last = iteration.number
+            return last
+
+        assert in_threads(2, body) == [5, 5], name
+    assert any(key.endswith("run7/" + keys.REGISTER) for key in coxless.connect(address).list_keys())
+
+
+def test_what_a_person_may_ask_a_running_crew(address: str) -> None:
+    def body(rank: int) -> None:
+        with crew_of(address, rank, 2) as crew:
+            assert crew.iteration is None
+            first = crew.advance()
+            assert crew.iteration == first
+            assert crew.get_global_iteration() == 1
+            assert crew.get_active_ranks_for_coordination() == [0, 1]
+            assert crew.trouble() is None
+            crew.send_heartbeat()
+            crew.advance()
+
+    in_threads(2, body)
+
+
+# --- bad input: one clear sentence, before anything is touched
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rank": 4}, r"rank 4 is out of range for world_size 4: it must be 0 to 3"),
+        ({"rank": -1}, r"rank -1 is out of range"),
+        ({"world_size": 0}, r"world_size must be at least 1, not 0"),
+        ({"min_ranks": 5}, r"min_ranks \(5\) must be 1 to world_size \(4\)"),
+        (
+            {"heartbeat_timeout": timedelta(seconds=1)},
+            r"heartbeat_interval \(0:00:05\) must be shorter than heartbeat_timeout \(0:00:01\)",
+        ),
+        (
+            {"patience": timedelta(seconds=1)},
+            r"patience must be at most 0:00:00.500000, not 0:00:01: a wait in the store cannot be interrupted",
+        ),
+        ({"timeout": timedelta(milliseconds=100)}, r"patience .* must be shorter than timeout"),
+        ({"timeout": timedelta(0)}, r"timeout must be longer than zero"),
+    ],
+)
+def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
+    arguments: dict[str, Any] = {"rank": 0, "world_size": 4, **options}
+    with pytest.raises(ValueError, match=message):
+        coxless.join(dist.HashStore(), **arguments)
+
+
+def test_a_number_of_seconds_is_not_a_duration() -> None:
+    with pytest.raises(TypeError, match=r"timeout must be a datetime.timedelta, not 30"):
+        coxless.join(dist.HashStore(), rank=0, world_size=1, timeout=30)  # type: ignore[arg-type]
+
+
+def test_a_rank_that_is_not_given_must_be_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ValueError, match=r"RANK is not set"):
+        coxless.join(dist.HashStore(), world_size=1)
+    monkeypatch.setenv("RANK", "first")
+    with pytest.raises(ValueError, match=r"RANK='first' is not a number"):
+        coxless.join(dist.HashStore(), world_size=1)
+
+
+def test_a_vote_that_contradicts_itself_is_refused(address: str) -> None:
+    with crew_of(address, 0, 1) as crew:
+        crew.advance()
+        with pytest.raises(ValueError, match="ok=True with holds=False"):
+            crew.vote(ok=True, holds=False)
+
+
+# --- deadlines
+
+
+def test_a_deadline_names_who_never_joined(address: str) -> None:
+    with (
+        crew_of(address, 0, 3, timeout=timedelta(seconds=1)) as crew,
+        pytest.raises(
+            coxless.IterationTimeoutError, match=r"founding: gave up waiting for rank 1 \(never joined\), rank 2 \(never joined\)"
+        ),
+    ):
+        crew.advance()
+
+
+def test_an_advance_that_timed_out_can_be_repeated(address: str) -> None:
+    timed_out = threading.Event()
+
+    def waits(crew: coxless.Crew) -> int:
+        crew.advance()
+        with pytest.raises(
+            coxless.IterationTimeoutError,
+            match=r"^iteration 2: gave up waiting for rank 1 \(silent for \d s as seen from here\)$",
+        ):
+            crew.advance()
+        timed_out.set()
+        return crew.advance().number
+
+    def hesitates(crew: coxless.Crew) -> int:
+        crew.advance()
+        assert timed_out.wait(60)
+        return crew.advance().number
+
+    def body(rank: int) -> int:
+        with crew_of(address, rank, 2, timeout=timedelta(seconds=20 if rank else 1)) as crew:
+            return hesitates(crew) if rank else waits(crew)
+
+    assert in_threads(2, body) == [2, 2]
+
+
+def test_a_foreign_register_is_one_error_on_every_call(address: str) -> None:
+    coxless.connect(address).set(keys.REGISTER, "7")
+    with crew_of(address, 0, 1) as crew:
+        for _ in range(2):
+            with pytest.raises(coxless.CorruptStoreError, match=r"'global_iteration_counter' holds '7'"):
+                crew.advance()
+
+
+def test_bytes_that_are_no_text_are_an_error_too(address: str) -> None:
+    coxless.connect(address).set(keys.REGISTER, b"\xff\xfe")
+    with crew_of(address, 0, 1) as crew, pytest.raises(coxless.CorruptStoreError, match="not text"):
+        crew.advance()
+
+
+def test_a_crew_that_was_left_cannot_advance(address: str) -> None:
+    with crew_of(address, 0, 1) as crew:
+        crew.advance()
+    with pytest.raises(coxless.CoxlessError, match="has left the crew"):
+        crew.advance()

@@ -1,0 +1,153 @@
+"""The driver's short cut through a fault-free iteration does what the generator does: the same operations, the same state after them."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch.distributed as dist
+
+from coxless.connection import Connection
+from coxless.driver import Driver
+from coxless.errors import StoreUnreachableError
+from coxless.protocol import RankState, enter
+from coxless.protocol.operations import ConnectionBroken
+from coxless.records import Record, parse_record
+from coxless.suspicion import HeartbeatObserver
+
+LATER = 1e12
+
+
+class Logged:
+    """A store that notes what is called on it, and can be told to fail at a call."""
+
+    def __init__(self, store: Any, log: list[tuple[Any, ...]]) -> None:
+        self._store, self._log = store, log
+        self.fail_at: tuple[str, str] | None = None
+
+    def clone(self) -> "Logged":
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._store, name)
+        if name not in ("add", "set", "wait", "compare_set", "append"):
+            return value
+
+        def logged(*arguments: Any) -> Any:
+            self._log.append((name, *[argument for argument in arguments if not isinstance(argument, timedelta)]))
+            if self.fail_at == (name, "before"):
+                self.fail_at = None
+                raise dist.DistNetworkError("cut")
+            reply = value(*arguments)
+            if self.fail_at == (name, "after"):
+                self.fail_at = None
+                raise dist.DistNetworkError("cut")
+            return reply
+
+        return logged
+
+
+def driver_of(
+    rank: int, size: int, store: Any, *, generator_only: bool, join_timeout: float = LATER
+) -> tuple[Driver, Logged, list[Any]]:
+    log: list[Any] = []
+    logged = Logged(store, log)
+    driver = Driver(
+        connection=Connection(logged),
+        state=RankState(rank, size, 1, nonce=f"{rank}a", generation="f"),
+        observer=HeartbeatObserver(timeout=LATER, longest_gap=1.0),
+        patience=timedelta(milliseconds=20),
+        join_timeout=join_timeout,
+        announce=lambda member: None,
+        watchers=[lambda state, operation, reply: None] if generator_only else [],
+    )
+    return driver, logged, log
+
+
+@pytest.mark.parametrize(
+    "fail_at", [None, ("add", "before"), ("add", "after"), ("compare_set", "before"), ("compare_set", "after")]
+)
+def test_it_takes_the_steps_of_the_generator(fail_at: tuple[str, str] | None) -> None:
+    logs, states = [], []
+    for generator_only in (True, False):
+        driver, logged, log = driver_of(0, 1, dist.HashStore(), generator_only=generator_only)
+        driver.run(enter(driver.state), deadline=LATER)
+        for number in range(2, 6):
+            if number == 4:
+                logged.fail_at = fail_at
+            assert driver.advance("o", deadline=LATER).record.iteration == number
+        state = driver.state
+        logs.append([entry for entry in log if "global_iteration_counter" not in entry or entry[0] != "check"])
+        states.append(
+            (state.record, state.record_text(), state.members, state.is_member, state.signed, state.full, state.deletions)
+        )
+    assert logs[0] == logs[1]
+    assert states[0] == states[1]
+
+
+def test_attention_that_came_up_is_looked_at() -> None:
+    store = dist.HashStore()
+    driver, _, log = driver_of(0, 1, store, generator_only=False)
+    driver.run(enter(driver.state), deadline=LATER)
+    text = store.get("global_iteration_counter").decode()
+    raised: Record = parse_record(text)._replace(attention=True)
+    store.set("global_iteration_counter", str(raised))
+    del log[:]
+    driver.advance("o", deadline=LATER)
+    assert [entry[0] for entry in log] == ["add", "set", "compare_set", "compare_set", "set", "compare_set", "set"]
+
+
+def test_a_decision_on_which_attention_was_raised_at_once_is_a_decision() -> None:
+    """Another member wins, and a joiner raises attention on its record before this rank's proposal arrives: the reply names both."""
+    store = dist.HashStore()
+    driver, logged, _ = driver_of(0, 1, store, generator_only=False)
+    driver.run(enter(driver.state), deadline=LATER)
+    won = driver.state.record._replace(iteration=2, committed=True, attention=True, winner=driver.state.me)
+    barrier = logged._store.add
+
+    def overtaken(key: str, amount: int) -> int:
+        count: int = barrier(key, amount)
+        store.set("global_iteration_counter", str(won))
+        return count
+
+    logged.__dict__["add"] = overtaken
+    assert driver.advance("o", deadline=LATER).record == won
+    assert not driver.unfinished
+    assert driver.state.record.attention
+
+
+def test_a_barrier_that_does_not_fill_goes_the_slow_way() -> None:
+    store = dist.HashStore()
+    first, _, _ = driver_of(0, 2, store, generator_only=False, join_timeout=0.0)
+    second, _, _ = driver_of(1, 2, store, generator_only=False)
+    generator = enter(second.state)
+    operation = next(generator)  # the second rank signs by hand, so that the first can found with it
+    while operation.step != "read_arrived":
+        operation = generator.send(second._perform[type(operation)](operation))
+    first.run(enter(first.state), deadline=LATER)
+    with pytest.raises(Exception, match="gave up waiting for rank 1"):
+        first.advance("o", deadline=0.0)
+    assert first.unfinished
+
+
+def test_a_broken_connection_is_not_used_again_before_it_is_made_anew() -> None:
+    connection = Connection(dist.HashStore())
+    connection.broken = True
+    with pytest.raises(ConnectionBroken):
+        connection.barrier_then_compare_set("k", 1, timedelta(seconds=1), "r", "a", "b")
+    assert connection.replies == ()
+
+
+def test_an_advance_whose_store_stays_away_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver, logged, _ = driver_of(0, 1, dist.HashStore(), generator_only=False)
+    driver.run(enter(driver.state), deadline=LATER)
+    logged.fail_at = ("add", "after")
+
+    def away(deadline: float) -> None:
+        raise StoreUnreachableError("away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.connection, "reconnect", away)
+        for _ in range(2):
+            with pytest.raises(StoreUnreachableError):
+                driver.advance("o", deadline=LATER) if not driver.unfinished else driver.run(None, deadline=LATER)
+    assert driver.run(None, deadline=LATER).record.iteration == 2

@@ -1,0 +1,93 @@
+"""The hardened protocol holds, each fault by itself and in company; with the numbers of states, so that a change shows."""
+
+import pytest
+
+from coxless_model.environment import hardened
+from coxless_model.explore import Verdict, explore
+from coxless_model.liveness import check_liveness
+from coxless_model.machine import describe, successors
+
+HOLDS = [
+    (2, 2, {}),
+    (2, 3, {"suspicions": 1}),
+    (2, 2, {"failed_votes": 1, "suspicions": 1}),
+    (2, 2, {"lost_replies": 2}),
+    (2, 2, {"crashes": 1, "restarts": 1}),
+    (2, 2, {"crashes": 1, "dead_marks": 1, "leaves": 1, "join_timeouts": 2}),
+    (2, 2, {"store_losses": 1}),
+    (2, 4, {}),
+    (3, 2, {"crashes": 1}),
+    (3, 2, {"suspicions": 1}),
+]
+
+
+def named(case):
+    ranks, iterations, budgets = case
+    return f"{ranks}x{iterations} {' '.join(f'{name}={budget}' for name, budget in budgets.items())}"
+
+
+@pytest.mark.parametrize("case", HOLDS, ids=named)
+def test_safety_holds_and_everything_interesting_was_met(case):
+    ranks, iterations, budgets = case
+    result = explore(hardened(ranks, iterations, lag=3, **budgets), symmetry=True)
+    assert result.verdict is Verdict.HOLDS, result
+    assert all(result.reached.values()), result.reached
+
+
+@pytest.mark.parametrize(
+    ("ranks", "iterations", "budgets"),
+    [
+        (2, 2, {"crashes": 1, "join_timeouts": 2}),
+        (2, 2, {"lost_replies": 1}),
+        (2, 2, {"store_losses": 1}),
+        (2, 3, {"suspicions": 1}),
+    ],
+)
+def test_the_job_goes_on_and_who_comes_back_takes_part(ranks, iterations, budgets):
+    assert check_liveness(hardened(ranks, iterations, lag=0, **budgets)).verdict is Verdict.HOLDS
+
+
+def test_without_faults_an_iteration_costs_a_member_two_operations():
+    system = hardened(1, 3)
+    result = explore(system)
+    assert result.states < 60
+    taken = {name for name, times in result.taken.items() if times}
+    assert {"arrive", "propose_same_epoch"} <= taken
+    assert "await_barrier" not in taken  # alone it is let through at once
+
+
+class TestStoreLossNeedsItsClause:
+    """A store restart loses nothing as long as a rank that knew the last decision lives, and nobody takes it for dead."""
+
+    def test_a_crash_of_the_only_rank_that_knew_repeats_an_iteration(self):
+        self.assert_decided_again(crashes=1, join_timeouts=0)
+
+    def test_so_does_a_wrong_suspicion(self):
+        self.assert_decided_again(suspicions=1, join_timeouts=0)
+
+    def test_so_does_a_join_timeout_that_is_shorter_than_the_recovery_of_a_live_rank(self):
+        self.assert_decided_again(join_timeouts=1)
+
+    def assert_decided_again(self, **budgets):
+        result = explore(hardened(2, 2, store_losses=1, **budgets), properties=["S2"])
+        (found,) = result.counterexamples
+        assert found.wrong.endswith("was decided again")
+        assert any(action.name == "lose_store" for action in found.trace.actions)
+
+
+def test_a_founder_that_loses_the_race_learns_the_decision_from_the_reply():
+    """Both ranks close with the same list; one compare_set wins, and the other needs no further operation to take part."""
+    system = hardened(2, 1)
+    state, lines = system.initial(), []
+    for rank in (0, 1, 0, 1, 0, 1, 0, 1, 0, 1, 0, 1):
+        action, state = next((action, after) for action, after in successors(system, state) if action.rank == rank)
+        lines.append(describe(action).split("(")[0])
+    assert lines[-6:] == [
+        "rank 0: read_arrived read",
+        "rank 1: read_arrived read",
+        "rank 0: write_members set",
+        "rank 1: write_members set",
+        "rank 0: propose_new_epoch compare_set",
+        "rank 1: propose_new_epoch compare_set",
+    ]
+    assert [local.processes[0].record.winner.rank for local in state.ranks] == [0, 0]

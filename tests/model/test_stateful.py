@@ -1,0 +1,35 @@
+"""Hypothesis walks through both protocols: it breaks the one as drawn, and leaves a trace that replays."""
+
+from pathlib import Path
+
+import pytest
+
+from coxless_model import itf
+from coxless_model.drawn import drawn
+from coxless_model.environment import hardened
+from coxless_model.machine import System, violations
+from coxless_model.mutants import by_name
+from coxless_model.stateful import CI, FIND, Broken, check, state_machine
+
+
+def test_the_hardened_protocol_stands(tmp_path: Path) -> None:
+    check(hardened(3, 3, crashes=1, restarts=1, suspicions=1, join_timeouts=4), CI, tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("system", [drawn(2, 2, crashes=1), by_name("founding").system], ids=lambda system: system.name)
+def test_a_failure_is_shrunk_to_a_trace_that_replays(system: System, tmp_path: Path) -> None:
+    with pytest.raises(Broken, match=r"is broken after \d+ steps: .*To replay: coxless replay ") as caught:
+        check(system, FIND, tmp_path)
+    path = Path(str(caught.value).split("coxless replay ")[1])
+    trace = itf.read(path)
+    assert itf.deviation(trace.system, trace) is None
+    last = itf.executed(trace.system, trace).states[-1]
+    assert (trace.broken, trace.wrong) in violations(trace.system, last)
+
+
+def test_there_is_a_rule_for_each_step_and_an_invariant_for_each_property(tmp_path: Path) -> None:
+    system = hardened(2, 2, crashes=1, restarts=1, lost_replies=1, join_timeouts=2)
+    machine = state_machine(system, tmp_path)
+    for name in ("arrive", "propose_same_epoch", "crash", "restart", "clean_up", "another_step", "property_S1", "property_L3"):
+        assert hasattr(machine, name)

@@ -1,0 +1,57 @@
+"""Random walks of the model, replayed on every kind of store: model and implementation take the same steps."""
+
+import pytest
+
+from coxless_model.environment import hardened
+from coxless_traces.replay import Lockstep, Mismatch
+from coxless_traces.targets import Memory, target
+from coxless_traces.walks import replay_walk, walk
+
+QUIET = {"crashes": 1, "restarts": 1, "suspicions": 1}
+ROUGH = QUIET | {
+    "failed_votes": 2,
+    "lost_replies": 2,
+    "second_processes": 1,
+    "leaves": 1,
+    "dead_marks": 1,
+    "join_timeouts": 1,
+}
+
+
+@pytest.mark.parametrize(("ranks", "faults", "walks"), [(2, QUIET, 100), (2, ROUGH, 200), (3, ROUGH, 60)])
+def test_walks_on_a_dict(ranks, faults, walks):
+    system = hardened(ranks, 3, **faults)
+    memory = Memory()
+    assert sum(replay_walk(system, memory, seed, 300) for seed in range(walks)) > 30 * walks
+
+
+@pytest.mark.parametrize("name", ["hash", "tcp"])
+def test_walks_on_torch_stores(name):
+    system = hardened(2, 3, **ROUGH)
+    with target(name) as store:
+        assert sum(replay_walk(system, store, seed, 300) for seed in range(25)) > 700
+
+
+def test_a_store_that_lies_is_found_out():
+    class Forgetful(Memory):
+        def perform(self, operation):
+            reply = super().perform(operation)
+            if operation.step == "wake":
+                self.data.pop(operation.key)
+            return reply
+
+    system = hardened(2, 2)
+    with pytest.raises(Mismatch, match="the store's key global_iteration_barrier:0:full"):
+        replay_walk(system, Forgetful(), seed=1, length=300)
+
+
+def test_a_replay_is_the_same_every_time():
+    system = hardened(2, 2, **QUIET)
+    seen = []
+    for _ in range(2):
+        memory = Memory()
+        lockstep = Lockstep(system, memory)
+        for before, action, after in walk(system, 7, 300):
+            lockstep.step(before, action, after)
+        seen.append((lockstep.steps, memory.contents()))
+    assert seen[0] == seen[1]

@@ -1,0 +1,83 @@
+"""Hypothesis drives model and implementation side by side on a real TCPStore. A mismatch shrinks to a smallest schedule, which is
+written down as a trace file."""
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from coxless_model import itf
+from coxless_model.environment import hardened
+from coxless_model.explore import Trace
+from coxless_model.machine import successors
+from coxless_traces.replay import Lockstep, Mismatch
+from coxless_traces.targets import Memory, target
+from coxless_traces.walks import replayable
+
+SYSTEM = hardened(2, 2, crashes=1, restarts=1, suspicions=1, failed_votes=1, lost_replies=1, join_timeouts=1)
+EXAMPLES = int(os.environ.get("COXLESS_EXAMPLES", "25"))
+
+
+def drive(store, choices, path=None) -> int:
+    """Each number chooses one of the actions that are enabled; 0, to which Hypothesis shrinks, is the first."""
+    lockstep = Lockstep(SYSTEM, store)
+    states, actions = [SYSTEM.initial()], []
+    try:
+        for number in choices:
+            before = states[-1]
+            offered = [pair for pair in successors(SYSTEM, before) if replayable(before, pair[0])]
+            if not offered:
+                break
+            action, after = offered[number % len(offered)]
+            states.append(after)
+            actions.append(action)
+            lockstep.step(before, action, after)
+    except Mismatch:
+        if path is not None:
+            trace = Trace(tuple(states), tuple(actions))
+            itf.write(path, itf.trace_file(SYSTEM, trace, title="model and implementation differ", broken="conformance"))
+        raise
+    finally:
+        lockstep.close()
+    return lockstep.steps
+
+
+schedules = st.lists(st.integers(0, 11), min_size=20, max_size=90)
+
+
+def test_model_and_implementation_side_by_side(tmp_path_factory):
+    path: Path = tmp_path_factory.mktemp("mismatch") / "smallest.itf.json"
+    with target("tcp") as store:
+
+        @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+        @given(schedules)
+        def check(choices):
+            drive(store, choices, path)
+
+        check()
+
+
+def test_a_mismatch_shrinks_to_a_smallest_schedule(tmp_path):
+    """A store that forgets the first signature: the shortest schedule that shows it takes both operations before it, and no more."""
+
+    class Forgetful(Memory):
+        def perform(self, operation):
+            reply = super().perform(operation)
+            if operation.step == "sign":
+                self.data.pop(operation.key)
+            return reply
+
+    path = tmp_path / "smallest.itf.json"
+
+    @settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(schedules)
+    def check(choices):
+        drive(Forgetful(), choices, path)
+
+    with pytest.raises(Mismatch, match="arrived"):
+        check()
+    trace = itf.read(path)
+    assert itf.deviation(trace.system, trace) is None
+    assert [action["name"] for action in trace.actions] == ["take_incarnation", "create_register", "sign"]

@@ -1,0 +1,1 @@
+"""Replay and validation: the bridge between model and implementation."""

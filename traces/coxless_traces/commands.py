@@ -1,0 +1,270 @@
+"""`coxless replay`, `coxless cover`, `coxless validate` and `coxless mapping`: model and implementation side by side.
+
+Exit codes: 0 they agree, 1 they differ (or a recorded run is not admitted), 2 the command was wrong.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from coxless.protocol.operations import Add
+from coxless_model import itf
+from coxless_model.drawn import Drawn
+from coxless_model.environment import Budgets, Hardened
+from coxless_model.hardened import Setting
+from coxless_model.machine import System
+
+from . import mapping as table
+from .drawn_replay import DrawnReplay, hardened_on
+from .edge_cover import Coverage, replay_cover, sample, state_graph
+from .edge_cover import cover as cover_of
+from .replay import Lockstep, Mismatch, told
+from .targets import Target, target
+from .validation import Verdict
+from .validation import validate as validate_folder
+
+TARGETS = click.Choice(["tcp", "hash", "memory"])
+
+
+@click.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--target", "kind", type=TARGETS, default="tcp", show_default=True, help="The store to replay on.")
+@click.option("--quiet", is_flag=True, help="Only the outcome, not the story.")
+@click.pass_context
+def replay(context: click.Context, files: tuple[Path, ...], kind: str, quiet: bool) -> None:
+    """Replay traces on a real store, step by step.
+
+    A trace of the hardened protocol: the implementation has to do what the model does. A trace of the drawn one: the damage is
+    looked at where it is done, and the same schedule is tried on the hardened protocol.
+    """
+    code = 0
+    with target(kind) as store:
+        for path in files:
+            try:
+                trace = itf.read(path)
+                system = trace.system
+                deviation = itf.deviation(system, trace)
+            except (itf.CorruptTrace, ValueError) as error:
+                raise click.ClickException(str(error)) from None
+            if deviation is not None:
+                raise click.ClickException(f"{path}: is no run of the model: state {deviation.step}: {deviation.wrong}")
+            click.secho(f"{trace.title}", bold=True)
+            click.echo(trace.prose)
+            try:
+                code |= (
+                    _replay_drawn(system, trace, store, quiet)
+                    if isinstance(system, Drawn)
+                    else _replay(system, trace, store, quiet)
+                )
+            except Mismatch as mismatch:
+                click.echo(str(mismatch))
+                click.echo(f"To reproduce: coxless replay --target {kind} {path}")
+                code = 1
+            click.echo()
+    context.exit(code)
+
+
+def _replay(system: System, trace: itf.TraceFile, store: Target, quiet: bool) -> int:
+    if not isinstance(system, Hardened):
+        raise click.ClickException(f"{system.name}: there is no implementation to replay it on")
+    if system.setting.missing:
+        click.echo(
+            f"A mutant of the model ({', '.join(system.setting.missing)}): the implementation, which is none, must part from it."
+        )
+    lockstep = Lockstep(system, store)
+    try:
+        for number, (before, action, after) in enumerate(itf.executed(system, trace).steps, start=1):
+            try:
+                lockstep.step(before, action, after)
+            except Mismatch as mismatch:
+                if not system.setting.missing:
+                    raise
+                click.echo(f"{number:4}  here it does: {mismatch}")
+                return 0
+            if not quiet:
+                click.echo(f"{number:4}  {told(action)}")
+    finally:
+        lockstep.close()
+    click.echo(f"{lockstep.steps} steps, no difference")
+    return int(bool(system.setting.missing))
+
+
+def _replay_drawn(system: Drawn, trace: itf.TraceFile, store: Target, quiet: bool) -> int:
+    run = itf.executed(system, trace)
+    replaying = DrawnReplay(system, store)
+    try:
+        for number, (rank, step, operation, reply, changed) in enumerate(replaying.story(run), start=1):
+            if not quiet:
+                answer = "" if reply is None else f" -> {reply}"
+                click.echo(f"{number:4}  rank {rank}  {step:32} {operation}{answer}{'   | ' + changed if changed else ''}")
+        damage = replaying.damage(trace.broken)
+    finally:
+        replaying.close()
+    click.echo(f"The model says ({trace.broken}): {trace.wrong}")
+    for seen in damage or ["nothing"]:
+        click.echo(f"Seen on the store: {seen}")
+    try:
+        harmless = hardened_on(system, run, store)
+    except AssertionError as error:
+        click.echo(f"The same schedule, hardened: HARM: {error}")
+        return 1
+    decided = ", ".join(map(str, sorted(harmless.iterations)))
+    click.echo(f"The same schedule, hardened: no harm; decided once each: {decided} (the crew took {harmless.steps} steps)")
+    return 0 if damage else 1
+
+
+def _budgets(command: Any) -> Any:
+    for name in reversed(Budgets._fields):
+        label = f"--{name.replace('_', '-')}"
+        command = click.option(label, type=click.IntRange(0), default=0, help=f"How many {name.replace('_', ' ')} may happen.")(
+            command
+        )
+    return command
+
+
+@click.command()
+@click.option("--ranks", type=click.IntRange(1, 6), default=2, show_default=True)
+@click.option("--iterations", type=click.IntRange(1), default=2, show_default=True)
+@_budgets
+@click.option("--target", "kind", type=TARGETS, default="tcp", show_default=True, help="The store to replay on.")
+@click.option(
+    "--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Replay this part of the runs."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Which part.")
+@click.option("--action", "actions", multiple=True, help="Only transitions of this action; may be repeated.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def cover(
+    context: click.Context,
+    /,
+    ranks: int,
+    iterations: int,
+    kind: str,
+    share: float,
+    seed: int,
+    actions: tuple[str, ...],
+    as_json: bool,
+    **budgets: int,
+) -> None:
+    """Replay every transition of the hardened model at least once on a real store.
+
+    Runs that take all transitions are computed from the state graph; --share replays a fixed part of them.
+    """
+    known = {row.step for row in (*table.STEPS, *table.ENVIRONMENT)}
+    if unknown := sorted(set(actions) - known):
+        raise click.UsageError(f"there is no action {', '.join(unknown)}; there are {', '.join(sorted(known))}")
+    system = Hardened(Setting(ranks, 1, iterations), Budgets(**budgets))
+    graph = state_graph(system)
+    runs = cover_of(graph, (lambda edge: edge.action.name in actions) if actions else None)
+    chosen = sample(runs, share, seed) if share < 1 else runs
+    console = Console(stderr=True)
+    with target(kind) as store:
+        raw = _raw_operation(store)
+        bar = iter(track(range(len(chosen)), console=console, disable=not sys.stderr.isatty(), transient=True))
+        try:
+            covered = replay_cover(system, store, graph, chosen, lambda _: _advance(bar))
+        except Mismatch as mismatch:
+            click.echo(str(mismatch))
+            given = " ".join(sys.argv[1:])
+            click.echo(f"To reproduce: coxless {given}")
+            context.exit(1)
+    if as_json:
+        click.echo(json.dumps({**covered._asdict(), "share": covered.share, "raw_us": raw * 1e6}, indent=1))
+    else:
+        _show_coverage(covered, len(graph.edges), raw)
+
+
+def _advance(bar: Iterator[int]) -> None:
+    next(bar, None)
+
+
+def _raw_operation(store: Target) -> float:
+    """The median time of one store operation, for comparison (s)."""
+    line, times = store.open(), []
+    for _ in range(500):
+        began = time.perf_counter()
+        line.perform(Add("raw", "raw", 1))
+        times.append(time.perf_counter() - began)
+    line.close()
+    return statistics.median(times)
+
+
+def _show_coverage(covered: Coverage, states: int, raw: float) -> None:
+    shown = Table("action", "transitions", "replayed", "share", title=None)
+    for name in sorted(covered.there):
+        there, taken = covered.there[name], covered.taken[name]
+        shown.add_row(name, str(there), str(taken), f"{taken / there:.1%}")
+    Console(width=None if sys.stdout.isatty() else 100).print(shown)
+    click.echo(
+        f"{covered.taken.total()} of {covered.there.total()} transitions ({covered.share:.1%}) of {states} states, "
+        f"in {covered.runs} runs of {covered.steps} steps: no difference"
+    )
+    click.echo(
+        f"{covered.seconds:.1f} s; a step: median {covered.median * 1e6:.0f} µs, mean {covered.seconds / covered.steps * 1e6:.0f} µs; "
+        f"a raw store operation: {raw * 1e6:.0f} µs"
+    )
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--prefix",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the longest explained prefix of a rejected recording is written, as a trace; else FOLDER/prefix.itf.json.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def validate(context: click.Context, folder: Path, prefix: Path | None, as_json: bool) -> None:
+    """Say whether the model could have done what a run recorded (COXLESS_TRACE=FOLDER)."""
+    began = time.perf_counter()
+    verdict = validate_folder(folder)
+    seconds = time.perf_counter() - began
+    written = ""
+    if verdict.search is not None:
+        written = str(prefix or folder / "prefix.itf.json")
+        itf.write(Path(written), verdict.search.prefix(f"the explained prefix of {folder.name}"))
+    if as_json:
+        fields = {name: value for name, value in verdict._asdict().items() if name != "search"}
+        fields |= {"holds": verdict.holds, "seconds": seconds, "prefix": written}
+        click.echo(json.dumps(fields, default=str, indent=1))
+    else:
+        _show_verdict(verdict, seconds)
+        if written:
+            click.echo(f"the explained prefix is the trace {written}")
+    context.exit(0 if verdict.holds else 1)
+
+
+def _show_verdict(verdict: Verdict, seconds: float) -> None:
+    for flaw in verdict.flaws[:10]:
+        click.echo(f"{flaw.file}:{flaw.line}: {flaw.what}")
+    if len(verdict.flaws) > 10:
+        click.echo(f"... and {len(verdict.flaws) - 10} more")
+    if verdict.admitted:
+        suspected = f", {verdict.wrong_suspicions} wrong suspicions inferred" if verdict.wrong_suspicions else ""
+        click.echo(
+            f"{verdict.explained} lines: the model could have done all of it ({seconds:.1f} s, {verdict.steps_back} steps back{suspected})"
+        )
+    else:
+        click.echo(f"{verdict.explained} of {verdict.lines} lines explained ({seconds:.1f} s). {verdict.why}")
+        if verdict.unexplained is not None:
+            click.echo(f"{verdict.unexplained.file}:{verdict.unexplained.line}: {verdict.unexplained.text}")
+            click.echo("the model could have gone on with:")
+            for each in verdict.enabled[:12]:
+                click.echo(f"  {each}")
+    for each in verdict.broken:
+        click.echo(f"the run broke {each}")
+
+
+@click.command()
+def mapping() -> None:
+    """Print the table that ties the steps of the model to those of the implementation (docs/mapping.md)."""
+    click.echo(table.page(), nl=False)

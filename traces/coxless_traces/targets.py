@@ -1,0 +1,169 @@
+"""The stores that a trace can be replayed on: a dict, torch's HashStore, and a TCPStore server process.
+
+A *line* is one process's connection. Every operation is performed at once: a wait is only asked for a key that is there, since
+patience is an answer of the replay and not of a clock.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Protocol
+
+from coxless.connection import OPENED, Connection
+from coxless.protocol import Operation
+from coxless.protocol.operations import Add, Append, Barrier, CompareSet, Delete, Read, ReadHeartbeat, Set, Wait
+from coxless.server import start_server
+from coxless.store import connect
+
+Perform = Callable[[Operation], object]
+
+
+class Line(Protocol):
+    def perform(self, operation: Operation) -> object:
+        """The reply, as a protocol generator gets it; of a heartbeat its text."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Target(Protocol):
+    name: str
+
+    def open(self) -> Line:
+        """A new connection to the store as it is now."""
+        ...
+
+    def contents(self) -> dict[str, str]:
+        """Everything that the store holds."""
+        ...
+
+    def clear(self) -> None:
+        """What a server that was started again holds: nothing."""
+        ...
+
+
+class Memory:
+    """A dict with TCPStore's semantics: the quickest target, and the oracle for the quirks."""
+
+    name = "memory"
+
+    def __init__(self) -> None:
+        self.data: dict[str, str] = {}
+
+    def open(self) -> "Memory":
+        return self
+
+    def close(self) -> None:
+        pass
+
+    def contents(self) -> dict[str, str]:
+        return dict(self.data)
+
+    def clear(self) -> None:
+        self.data.clear()
+
+    def perform(self, operation: Operation) -> object:
+        data = self.data
+        match operation:
+            case CompareSet(_, key, expected, desired):
+                if data.get(key, "") == expected and (key in data or expected == ""):
+                    data[key] = desired
+                return data.get(key, expected)
+            case Read(_, key):
+                return data.get(key)
+            case Add(_, key, amount):
+                data[key] = str(int(data.get(key, "0")) + amount)
+                return int(data[key])
+            case Set(_, key, value):
+                data[key] = value
+            case Append(_, key, value):
+                data[key] = data.get(key, "") + value
+            case Barrier(_, key, size):
+                data[key] = str(int(data.get(key, "0")) + 1)
+                return int(data[key]) >= size
+            case Wait(_, key):
+                return key in data
+            case Delete(_, key):
+                data.pop(key, None)
+            case ReadHeartbeat(_, member):
+                return data.get(f"heartbeat_{member}")
+        return None
+
+
+class Wire:
+    """The implementation's own connection. `set` and `append` have no reply: a read after them proves that the server has come to
+    them, so that the look at the contents, over another connection, cannot overtake them."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def perform(self, operation: Operation) -> object:
+        connection = self._connection
+        match operation:
+            case CompareSet(_, key, expected, desired):
+                return connection.compare_set(key, expected, desired)
+            case Read(_, key):
+                return connection.read(key)
+            case Add(_, key, amount):
+                return connection.add(key, amount)
+            case Set(_, key, value):
+                connection.set(key, value)
+                connection.read(key)
+            case Append(_, key, value):
+                connection.append(key, value)
+                connection.read(key)
+            case Barrier(_, key, size):
+                # Counted at once; that the rank then waits is the trace's to say, not a clock's. On a busy machine the reply may
+                # take longer than this: then the count tells what it would have been.
+                through = connection.barrier(key, size, timedelta(milliseconds=1))
+                return through or int(connection.read(key) or "0") >= size
+            case Wait(_, key):
+                return connection.wait(key, timedelta(seconds=1))
+            case Delete(_, key):
+                connection.delete(key)
+            case ReadHeartbeat(_, member):
+                return connection.read(f"heartbeat_{member}")
+        return None
+
+    def close(self) -> None:
+        self._connection.close()
+
+
+class Torch:
+    """Any store of torch.distributed; `store` is the replay's own client, over which it looks at the contents."""
+
+    def __init__(self, name: str, store: "object") -> None:
+        from torch.distributed import Store
+
+        assert isinstance(store, Store)
+        self.name = name
+        self.store = store
+
+    def open(self) -> Wire:
+        return Wire(Connection(self.store))
+
+    def contents(self) -> dict[str, str]:
+        # Where the barrier is no single command, its emulation has a key of its own.
+        names = [name for name in self.store.list_keys() if not name.endswith(OPENED)]
+        values = self.store.multi_get(names) if names else []
+        return {name: value.decode() for name, value in zip(names, values, strict=True)}
+
+    def clear(self) -> None:
+        for name in self.store.list_keys():
+            self.store.delete_key(name)
+
+
+@contextlib.contextmanager
+def target(name: str) -> Iterator[Target]:
+    """The target of this name: "memory", "hash", or "tcp", which starts a server process for the time of the block."""
+    if name == "memory":
+        yield Memory()
+    elif name == "hash":
+        from torch.distributed import HashStore
+
+        yield Torch(name, HashStore())
+    elif name == "tcp":
+        with start_server() as server:
+            yield Torch(name, connect(server.address))
+    else:
+        raise ValueError(f"there is no target {name!r}: memory, hash, tcp")
