@@ -5,6 +5,7 @@ Timings on a shared machine are noisy: read the ratios.
 """
 
 import datetime
+import importlib.util
 import json
 import multiprocessing
 import os
@@ -42,6 +43,8 @@ METHODS: dict[str, Callable[..., tuple[methods.Meet, methods.Close]]] = {
     "coxless": methods.coxless_advance,
     "coxless, recording": methods.coxless_advance,
 }
+if importlib.util.find_spec("torchft"):  # in an environment beside the project's: `make bench-torchft`
+    METHODS["torchft quorum + commit"] = methods.torchft_quorum
 BLOCKS = 6
 
 

@@ -92,6 +92,36 @@ def gloo_barrier(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Clos
     return lambda i: group.barrier().wait(), nothing
 
 
+def torchft_quorum(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Close]:
+    """torchft: what its Manager asks for each step, start_quorum and should_commit, with the rest of a step left out. A replica group is one
+    rank; rank 0 runs the lighthouse. Only where torchft is installed."""
+    os.environ.setdefault("RUST_LOG", "warn")  # else it logs several lines a step
+    from torchft.coordination import LighthouseServer, ManagerClient, ManagerServer
+
+    address = f"{tag}:lighthouse"
+    lighthouse = LighthouseServer(bind="127.0.0.1:0", min_replicas=size) if rank == 0 else None
+    if lighthouse is not None:
+        store.set(address, f"http://127.0.0.1:{lighthouse.address().rpartition(':')[2]}")
+    server = ManagerServer(
+        replica_id=f"{tag}-{rank}", lighthouse_addr=store.get(address).decode(), hostname="127.0.0.1", bind="127.0.0.1:0",
+        store_addr="", world_size=1, heartbeat_interval=timedelta(milliseconds=100), connect_timeout=LONG, quorum_retries=0,
+    )  # fmt: skip
+    client = ManagerClient(server.address(), connect_timeout=LONG)
+
+    def meet(i: int) -> None:
+        client._quorum(
+            group_rank=0, step=i, checkpoint_metadata="", shrink_only=False, timeout=LONG, commit_failures=0, init_sync=False
+        )  # fmt: skip
+        client.should_commit(group_rank=0, step=i, should_commit=True, timeout=LONG)
+
+    def close() -> None:
+        server.shutdown()
+        if lighthouse is not None:
+            lighthouse.shutdown()
+
+    return meet, close
+
+
 def coxless_advance(rank: int, size: int, store: Any, tag: str, *, record: str = "") -> tuple[Meet, Close]:
     """coxless: one advance, in normal use: heartbeats on. The store must be this method's own: there is one crew on a store."""
     if record:

@@ -12,7 +12,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -77,14 +77,16 @@ def measure(ranks: int, kills: int, *, mark: bool) -> dict[str, list[float]]:
         )  # fmt: skip
         with supervisor:
             for number in range(kills):
-                wait_for(supervisor, lambda: together(history, ranks))
+                wait_for(supervisor.poll, lambda: together(history, ranks))
                 victim = number % ranks
                 killed = time.monotonic()
                 supervisor.kill(victim)
-                wait_for(supervisor, lambda killed=killed, victim=victim: find(history, killed, victim, "applied") is not None)
+                wait_for(
+                    supervisor.poll, lambda killed=killed, victim=victim: find(history, killed, victim, "applied") is not None
+                )
                 for name, seconds in split(history, killed, victim).items():
                     parts.setdefault(name, []).append(seconds)
-                back = wait_for(supervisor, lambda killed=killed, victim=victim: returned(history, killed, victim))
+                back = wait_for(supervisor.poll, lambda killed=killed, victim=victim: returned(history, killed, victim))
                 for name, seconds in back.items():
                     parts.setdefault(name, []).append(seconds)
             Path(leave).touch()
@@ -161,15 +163,33 @@ def returned(history: History, killed: float, victim: int) -> dict[str, float] |
     }
 
 
-def wait_for(supervisor: Supervisor, ready: Any, limit: float = 120.0) -> Any:
+def wait_for(poll: Callable[[], object], ready: Callable[[], Any], limit: float = 180.0) -> Any:
+    """What `ready` returns, as soon as that is anything. Raises TimeoutError after `limit` seconds."""
     until = time.monotonic() + limit
     while time.monotonic() < until:
-        supervisor.poll()
+        poll()
         value = ready()
         if value:
             return value
         time.sleep(0.05)
     raise TimeoutError("the crew did not come to what was waited for")
+
+
+def publish(path: Path, title: str, columns: dict[str, dict[str, list[float]]]) -> None:
+    """A table of medians (and largest values), on the terminal and as Markdown; a row for each part that the first column has."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [f"Measured on {datetime.date.today().isoformat()} on {machine()}: {title}.", ""]
+    lines += ["| median seconds (largest) | " + " | ".join(columns) + " |", "|---" * (len(columns) + 1) + "|"]
+    table = Table("median seconds (largest)", *columns)
+    for name in next(iter(columns.values())):
+        cells = [
+            f"{statistics.median(parts[name]):.3f} ({max(parts[name]):.3f})" if name in parts else "-"
+            for parts in columns.values()
+        ]
+        table.add_row(name, *cells)
+        lines.append("| " + " | ".join([name.replace("  ", "· "), *cells]) + " |")
+    Console().print(table)
+    path.write_text("\n".join(lines) + "\n")
 
 
 @click.command(help=__doc__)
@@ -178,21 +198,10 @@ def wait_for(supervisor: Supervisor, ready: Any, limit: float = 120.0) -> Any:
 @click.option("--unmarked", default=2, show_default=True, help="Without it: detection by a heartbeat timeout of 5 s.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/bench"), show_default=True)
 def main(ranks: int, kills: int, unmarked: int, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    lines = [
-        f"Measured on {datetime.date.today().isoformat()} on {machine()}: {ranks} ranks, step time 5 ms, {kills} kills with the mark, {unmarked} without.",
-        "",
-    ]
-    lines += ["| median seconds (largest) | with the supervisor's mark | by a heartbeat timeout of 5 s |", "|---|---|---|"]
-    marked = measure(ranks, kills, mark=True)
-    plain = measure(ranks, unmarked, mark=False) if unmarked else {}
-    table = Table("median seconds (largest)", "with the supervisor's mark", "by a heartbeat timeout of 5 s")
-    for name in marked:
-        cells = [f"{statistics.median(row[name]):.3f} ({max(row[name]):.3f})" if name in row else "-" for row in (marked, plain)]
-        table.add_row(name, *cells)
-        lines.append("| " + " | ".join([name.replace("  ", "· "), *cells]) + " |")
-    Console().print(table)
-    (out / "recovery.md").write_text("\n".join(lines) + "\n")
+    columns = {"with the supervisor's mark": measure(ranks, kills, mark=True)}
+    if unmarked:
+        columns["by a heartbeat timeout of 5 s"] = measure(ranks, unmarked, mark=False)
+    publish(out / "recovery.md", f"{ranks} ranks, step time 5 ms, {kills} kills with the mark, {unmarked} without", columns)
 
 
 if __name__ == "__main__":
