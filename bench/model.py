@@ -4,11 +4,14 @@ verdict, steps per second of the simulation; two-phase commit as the yardstick t
 Each measurement runs in a process of its own. Timings on a shared machine are noisy: CPU time is what is compared.
 """
 
+import importlib.util
 import multiprocessing
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import click
 
@@ -20,6 +23,10 @@ from coxless_model.simulate import simulate
 from coxless_model.two_phase_commit import TwoPhaseCommit
 from coxless_model.verify import machine
 
+WITH_SPIN = "hardened, 2 ranks x 2 iterations, crash, restart, suspicion, failed vote"
+"""At bounds that the transcription for Spin has as well (without store loss)."""
+SPIN_BUDGETS = {"crashes": 1, "restarts": 1, "suspicions": 1, "failed_votes": 1}
+
 SYSTEMS: dict[str, Callable[[], System]] = {
     "hardened, 2 ranks x 2 iterations, 1 of each of five faults": lambda: hardened(
         2, 2, lag=0, crashes=1, restarts=1, suspicions=1, failed_votes=1, lost_replies=1
@@ -27,6 +34,7 @@ SYSTEMS: dict[str, Callable[[], System]] = {
     "hardened, 3 ranks x 2 iterations, crash, restart, suspicion": lambda: hardened(
         3, 2, lag=0, crashes=1, restarts=1, suspicions=1
     ),
+    WITH_SPIN: lambda: hardened(2, 2, **SPIN_BUDGETS),
     "two-phase commit, 7 managers": lambda: TwoPhaseCommit(7),
     "two-phase commit, 8 managers": lambda: TwoPhaseCommit(8),
 }
@@ -49,6 +57,8 @@ class Measured(NamedTuple):
 
 def measure(name: str, method: str, states: int | None) -> Measured:
     """In a fresh process: one search, or walks."""
+    if method == "spin":
+        return spin(name)
     system, remark = SYSTEMS[name](), ""
     started = time.process_time()
     if method == "plain":
@@ -65,15 +75,35 @@ def measure(name: str, method: str, states: int | None) -> Measured:
     return Measured(name, method, number, time.process_time() - started, memory, remark)
 
 
+def spin(name: str) -> Measured:
+    """The same search by Spin, on the Promela transcription: breadth first, every state in full, no reduction; compiling not counted."""
+    found = compare.pan(compare.Bounds(2, SPIN_BUDGETS).macros, "-O2")
+    return Measured(name, "spin", found.states, found.seconds, 0, f"gcc -O2, {found.violation or 'all states'}")
+
+
+def _load(path: Path) -> Any:
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+compare = _load(Path(__file__).parents[1] / "model" / "promela" / "compare.py")
+
+
 @click.command()
 @click.option("--states", type=click.IntRange(1), default=600_000, show_default=True, help="Where the comparison stops.")
 def main(states: int) -> None:
     """Print the table of the checker's speed and memory (Markdown)."""
-    first, second, *yardsticks = SYSTEMS
+    first, second, _, *yardsticks = SYSTEMS
     plan: list[tuple[str, str, int | None]] = [
         *((name, method, states) for name in (first, second) for method in ("plain", "engine")),
         *((name, "engine, symmetry", None) for name in (first,)),
         (first, "walks", None),
+        (WITH_SPIN, "engine", None),
+        *([(WITH_SPIN, "spin", None)] if compare.installed() else []),
         *((name, method, None) for name in yardsticks for method in ("engine", "engine, symmetry")),
         (yardsticks[0], "plain", None),
     ]
@@ -91,6 +121,14 @@ def main(states: int) -> None:
         plain, engine = (next(row for row in rows if row[:2] == (name, method)) for method in ("plain", "engine"))
         smaller = (engine.memory / engine.states) / max(plain.memory / plain.states, 1)
         click.echo(f"- {name}: {engine.rate / plain.rate:.1f} times the states per second of plain, {smaller:.2f} of its memory")
+
+    engine, *theirs = (row for row in rows if row.system == WITH_SPIN)
+    for row in theirs:
+        click.echo(
+            f"- {WITH_SPIN}: {engine.seconds / row.seconds:.1f} times Spin's time ({engine.states} and {row.states} states)"
+        )
+    if not theirs:
+        click.echo("- Spin is not installed: apt-get install spin gcc")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from .machine import Action, Goal, Invariant, Situation, State, Step
 from .records import Perm, rename_key
-from .store import EMPTY, MISSING, PROBE, THERE, Key, Operation, Store, execute, get
+from .store import EMPTY, MISSING, PROBE, THERE, Key, Operation, Store, execute
 
 COUNTER: Key = ("counter",)
 READY: Key = ("ready",)
@@ -281,7 +281,7 @@ def observe(shared: Shared, rank: int, before: Process, after: Process, move: Mo
     if move.name == "read_ready" and reply != PROBE and reply > k + 1:
         return broken(ghost, "S4", f"the ready signal of another round took a rank from {k} to {reply}")
     if move.name == "clean_arrived":
-        gone = get(shared.store, ARRIVED, ())
+        gone = shared.store.get(ARRIVED, ())
         if any(arrival[1] == before.next and arrival[0] in gone and arrival[0] != rank for arrival in ghost.arrivals):
             return broken(ghost, "L1", f"the clean-up deleted an arrival at {before.next}; it is waited for for ever")
     return ghost

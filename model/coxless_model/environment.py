@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 from .hardened import BROKEN, RUN_OVER, Move, Process, Setting, moves, reconnected, start
 from .machine import ENVIRONMENT, Action, Goal, Invariant, Situation, State, Step
-from .parts import Layout, Piece
+from .parts import Layout, Mapped, Piece
 from .properties import INVARIANTS, Ghost, entered, forgotten, goals, observe
 from .records import Member, Perm, rename, rename_key
 from .situations import situations
-from .store import BLOCKING, EMPTY, REPLYLESS, SILENT_WHEN_LOST, THERE, Store, execute, lost
+from .store import BLOCKING, EMPTY, REPLYLESS, SILENT_WHEN_LOST, THERE, Key, Store, execute, lost
 
 
 class Budgets(NamedTuple):
@@ -50,6 +50,11 @@ class Rank(NamedTuple):
     """None while it is down; two while an old process and its replacement both run."""
     floor: int = 0
     """The highest iteration in which a process of this rank took part that is no more."""
+
+
+def room(key: Key) -> int:
+    """Bits for the values of a key. A list of members mostly has one, as its name says what is in it."""
+    return {"register": 20, "arrived": 14, "members": 5}.get(key[0], 6)
 
 
 LEAKY = ("crashes", "lost_replies", "store_losses", "suspicions", "second_processes", "leaves")
@@ -97,11 +102,10 @@ class Hardened(NamedTuple):
 
     @property
     def layout(self) -> Layout:
-        """The store apart from the budgets and from what the ghost remembers: few steps look at all of them."""
+        """Key by key the store, and apart from it the budgets and what the ghost remembers: few steps look at more than two of them."""
         numbers = (self.setting.iterations + 2).bit_length()
         budgets = (Piece(f"budgets.{name}", left.bit_length()) for name, left in self.budgets._asdict().items() if left)
         return (
-            Piece("store", 0),
             Piece("pulse", 8),
             Piece("ghost.arrivals", 10),
             Piece("ghost.promised", 8),
@@ -110,6 +114,8 @@ class Hardened(NamedTuple):
             Piece("ghost.learned", numbers),
             Piece("faults", sum(self.budgets).bit_length(), tally=True),
             *budgets,
+            *([Piece("store.instance", self.budgets.store_losses.bit_length())] if self.budgets.store_losses else []),
+            Mapped("store.entries", room),
         )
 
     def initial(self) -> State:
@@ -246,7 +252,7 @@ def renamed_process(p: Process, perm: Perm) -> Process:
         unheard=rename(p.unheard, perm),
         suspected=rename(p.suspected, perm),
         proposal=rename(p.proposal, perm),
-        wrote=tuple(sorted(rename(epoch, perm) for epoch in p.wrote)),
+        wrote=tuple(rename(epoch, perm) for epoch in p.wrote),
         queue=tuple(rename_key(key, perm) for key in p.queue),
     )
 

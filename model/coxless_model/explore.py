@@ -15,10 +15,10 @@ from collections.abc import Callable, Hashable, Iterable, Mapping
 from enum import StrEnum
 from typing import Any, NamedTuple
 
+from coxless_model.keyed import TooMany
 from coxless_model.machine import Action, Invariant, Situation, State, System
 from coxless_model.memory import resident
-from coxless_model.packed import LOCAL_BITS, Packed, Steps
-from coxless_model.parts import TooMany
+from coxless_model.packed import Packed, Steps
 from coxless_model.reduction import Ample
 from coxless_model.symmetry import Symmetry
 from coxless_model.watched import Watched
@@ -176,26 +176,27 @@ class Lane:
 
 
 class Viewed:
-    """The invariants that say what they look at, and a number for each of their views."""
+    """The invariants that say what they look at, and numbers for their views: the view of a state is one integer."""
 
     def __init__(self, packed: Packed, invariants: tuple[Invariant, ...]) -> None:
         self.invariants = invariants
         self._packed = packed
         self._views = tuple(dict.fromkeys(each.views for each in invariants if each.views is not None))
         self._numbers: dict[Hashable, int] = {}
-        self.shared: dict[int, int] = {}
-        self.locals: dict[int, int] = {}
+        self.locals: tuple[dict[int, int], ...] = tuple({} for _ in packed.places)
+        """For each rank, what each local part adds to the view of the state."""
         self.clean: set[int] = set()
-        """The combinations that have been asked."""
+        """The views that have been asked."""
 
-    def view_shared(self, number: int, shared: Any) -> None:
+    def of_shared(self, shared: Any) -> int:
         view = tuple(views.shared(shared) for views in self._views)
-        self.shared[number] = self._numbers.setdefault(view, len(self._numbers))
+        return self._numbers.setdefault(view, len(self._numbers)) << self._packed.shift
 
-    def view_local(self, own: int) -> int:
+    def of_local(self, rank: int, own: int) -> int:
         view = tuple(views.local(self._packed.locals[own]) for views in self._views)
-        number = self.locals[own] = self._numbers.setdefault(view, len(self._numbers))
-        return number
+        added = self._numbers.setdefault(view, len(self._numbers)) << self._packed.places[rank]
+        self.locals[rank][own] = added
+        return added
 
 
 class LimitReached(Exception):
@@ -230,8 +231,8 @@ class Search:
         self.viewed = Viewed(self.packed, tuple(each for each in asked if each.views is not None))
         self.deadlock = bool(system.goals) and invariants is None and (wanted is None or DEADLOCK in wanted)
         self.every_property = every_property
-        # For each shared number: the invariants that have to be asked in each state, as they look at local parts.
-        self.open_invariants: dict[int, tuple[Invariant, ...]] = {}
+        # For each shared number: the invariants that have to be asked in each state, as they look at local parts; and its view.
+        self.shared_known: dict[int, tuple[tuple[Invariant, ...], int]] = {}
         self.missing = {each.name: each for each in system.situations}
         # The same few names and differences over and over: kept once.
         self.names: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -381,25 +382,24 @@ class Search:
 
     def check(self, fresh: list[int]) -> None:
         """Check the invariants in new states: each once for each combination of what it looks at."""
-        shift, mask, open_invariants = self.packed.shift, self.packed.local_mask, self.open_invariants
+        shift, mask, shared_known = self.packed.shift, self.packed.local_mask, self.shared_known
         viewed = self.viewed
-        shared_views, local_views, clean = viewed.shared, viewed.locals, viewed.clean
-        places = self.packed.places
+        clean = viewed.clean
+        lanes = tuple(zip(self.packed.places, viewed.locals, strict=True))
         for key in fresh:
-            number = key >> shift
-            invariants = open_invariants.get(number)
-            if invariants is None:
-                invariants = open_invariants[number] = self._check_shared(key)
+            known = shared_known.get(key >> shift)
+            if known is None:
+                known = shared_known[key >> shift] = self._check_shared(key)
+            invariants, view = known
             if invariants:
                 self._ask_invariants(invariants, key)
-            combination = shared_views[number]
-            for place in places:
-                view = local_views.get(key >> place & mask)
-                if view is None:
-                    view = viewed.view_local(key >> place & mask)
-                combination = combination << LOCAL_BITS | view
-            if combination not in clean:
-                clean.add(combination)
+            for place, locals_ in lanes:
+                added = locals_.get(key >> place & mask)
+                if added is None:
+                    added = viewed.of_local(self.packed.places.index(place), key >> place & mask)
+                view += added
+            if view not in clean:
+                clean.add(view)
                 self._ask_invariants(viewed.invariants, key)
 
     def _ask_invariants(self, invariants: tuple[Invariant, ...], key: int) -> None:
@@ -409,11 +409,10 @@ class Search:
             if wrong is not None:
                 self.found.setdefault(invariant.id, (key, wrong))
 
-    def _check_shared(self, key: int) -> tuple[Invariant, ...]:
-        """Those that depend on the shared part only, once for each shared part; the others are returned."""
+    def _check_shared(self, key: int) -> tuple[tuple[Invariant, ...], int]:
+        """Those that depend on the shared part only, once for each shared part; the others are returned, and the view of it."""
         to_ask: list[Invariant] = []
         before = self.packed.unpack(key)
-        self.viewed.view_shared(key >> self.packed.shift, before.shared)
         for invariant in self.invariants:
             state = Watched.of(before)
             wrong = invariant.check(state)
@@ -421,7 +420,7 @@ class Search:
                 to_ask.append(invariant)
             elif wrong is not None:
                 self.found.setdefault(invariant.id, (key, wrong))
-        return tuple(to_ask)
+        return tuple(to_ask), self.viewed.of_shared(before.shared)
 
     def note_stuck(self, key: int) -> None:
         self.stuck += 1

@@ -61,7 +61,7 @@ class Process(NamedTuple):
     """One of the missing members was heard: this pass cannot close."""
     proposal: Record | None = None
     wrote: tuple[Epoch, ...] = ()
-    """The lists that it wrote at this barrier."""
+    """The lists that it wrote at this barrier, in this order."""
     queue: tuple[Key, ...] = ()
     """What its clean-up has yet to delete."""
     join_timeout: bool = False
@@ -445,7 +445,7 @@ def write_members(setting: Setting, rank: int, p: Process) -> Moves:
     """17. The list is written before the register points at it."""
     assert p.proposal is not None
     epoch = p.proposal.epoch
-    written = p._replace(at="propose_new_epoch", wrote=tuple(sorted({*p.wrote, epoch})))
+    written = p._replace(at="propose_new_epoch", wrote=tuple(dict.fromkeys((*p.wrote, epoch))))
     yield Move("write_members", ("set", members_key(setting, epoch), epoch.members), lambda _: written)
 
 

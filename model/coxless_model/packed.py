@@ -14,8 +14,9 @@ on its width.
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+from coxless_model.keyed import TooMany
 from coxless_model.machine import Action, State, Step, System
-from coxless_model.parts import WHOLE, Layout, Parts, TooMany
+from coxless_model.parts import WHOLE, Layout, Parts
 
 LOCAL_BITS = 18
 """Room for a quarter of a million different local parts. With two ranks and 16 million shared parts a state takes 60 bits,

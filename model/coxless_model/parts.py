@@ -6,11 +6,13 @@ looked at. A step that has been computed is the same wherever those pieces (and 
 saw nothing else. Passing a piece on is not looking at it; everything but reading a field by its name is looking at all.
 
 A system that has a `layout` says how its shared part comes apart; that of another is one piece. Fields that are in no piece
-never change.
+never change. One field may be a mapping, with a piece for each key (keyed.py).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from coxless_model.keyed import KeyPiece, Keys, TooMany, noting_methods
 
 
 class Piece(NamedTuple):
@@ -18,50 +20,62 @@ class Piece(NamedTuple):
 
     path: str
     bits: int
-    """Room for so many different values. The first piece needs none, it has no limit."""
+    """Room for so many different values. That of a shared part which is one piece has no limit."""
     tally: bool = False
     """A number that steps only add to, and never look at."""
 
 
-Layout = tuple[Piece, ...]
+class Mapped(NamedTuple):
+    """The field that holds the entries of the mapping. It comes last in a layout."""
+
+    path: str
+    room: Callable[[Any], int]
+    """For each key the bits that its values need."""
+
+
+Layout = tuple[Piece | Mapped, ...]
 WHOLE: Layout = (Piece("", 0),)
 
 
-class TooMany(Exception):
-    """More different parts than there are numbers for."""
-
-
 class Parts:
-    """Numbers for the values of each piece; a shared part is one integer, `wide`, with the first piece on top."""
+    """Numbers for the values of each piece; a shared part is one integer, `wide`: the first piece on top of the others, and above it
+    the keys of the mapping."""
 
     def __init__(self, layout: Layout, shared: Any) -> None:
-        self.layout = layout
+        mapped = next((each for each in layout if isinstance(each, Mapped)), None)
+        pieces = self.layout = tuple(each for each in layout if isinstance(each, Piece))
         self.split = layout != WHOLE
-        self.values: tuple[list[Any], ...] = tuple([] for _ in layout)
-        self._numbers: tuple[dict[Any, int], ...] = tuple({} for _ in layout)
+        self.values: tuple[list[Any], ...] = tuple([] for _ in pieces)
+        self._numbers: tuple[dict[Any, int], ...] = tuple({} for _ in pieces)
         places, place = [], 0
-        for piece in reversed(layout):
+        for piece in reversed(pieces):
             places.append(place)
             place += piece.bits
         self.places = tuple(places[::-1])
-        self._widths = (-1, *((1 << piece.bits) - 1 for piece in layout[1:]))
+        self._widths = tuple((1 << piece.bits) - 1 if self.split else -1 for piece in pieces)
+        self.keys = None if mapped is None else Keys(mapped.room, place)
         self.masks = tuple(width << at for width, at in zip(self._widths, self.places, strict=True))
         # A tally is its own number.
         self._plan = tuple(
             (range(width + 1) if piece.tally else values, at, width)
-            for piece, values, at, width in zip(layout, self.values, self.places, self._widths, strict=True)
+            for piece, values, at, width in zip(pieces, self.values, self.places, self._widths, strict=True)
         )
         if self.split:
-            self._shape = _shape(layout, shared)
+            self._shape = _shape(pieces, shared, mapped, self.keys)
 
     def wide(self, shared: Any) -> int:
-        return sum(
-            self.number(which, value) << place
-            for which, (value, place) in enumerate(zip(self.pieces(shared), self.places, strict=True))
+        pieces = self.pieces(shared)
+        entries = pieces.pop() if self.keys is not None else ()
+        total = sum(
+            self.number(which, value) << place for which, (value, place) in enumerate(zip(pieces, self.places, strict=True))
         )
+        return total if self.keys is None else total + self.keys.wide(entries)
 
     def pieces(self, shared: Any) -> list[Any]:
-        return self._shape.pieces(shared, len(self.layout)) if self.split else [shared]
+        """In the order of the layout; the entries of the mapping come last."""
+        if not self.split:
+            return [shared]
+        return self._shape.pieces(shared, len(self.layout) + (self.keys is not None))
 
     def number(self, which: int, value: Any) -> int:
         if self.layout[which].tally:
@@ -79,20 +93,23 @@ class Parts:
         return self._numbers[which].get(value)
 
     def number_in(self, which: int, wide: int) -> int:
-        number = wide >> self.places[which]
-        return number if which == 0 else number & self._widths[which]
+        return wide >> self.places[which] & self._widths[which]
 
     def values_in(self, wide: int) -> list[Any]:
         return [values[wide >> at & width] for values, at, width in self._plan]
 
     def whole(self, wide: int) -> Any:
         values = self.values_in(wide)
+        if self.keys is not None:
+            values.append(self.keys.entries(wide))
         return self._shape.whole(values) if self.split else values[0]
 
     def noting(self, wide: int) -> tuple[Any, "Seen"]:
         """The shared part, and which pieces of it will have been looked at."""
         values = self.values_in(wide)
         seen = Seen()
+        if self.keys is not None:
+            values.append(self.keys.content(wide))
         if self.split:
             return self._shape.noting(values, seen), seen
         seen.pieces.add(0)
@@ -108,13 +125,16 @@ class Parts:
         return self._difference(self._shape, before, after, seen)
 
     def _difference(self, shape: "Shape", before: Any, after: Any, seen: "Seen") -> int:
-        if type(after) is not shape.noting_kind:
-            seen.pieces.update(_numbers(shape.fields))  # Not handed through but made anew, every piece of it.
+        anew = type(after) is not shape.noting_kind
+        if anew:  # Not handed through: it depends on every piece of what was there.
+            seen.look_at(shape)
         total = 0
         for field, was, value in zip(shape.fields, tuple.__iter__(before), tuple.__iter__(after), strict=True):
-            if value is was:
+            if type(field) is Keys:
+                total += field.difference(before.content, dict(value) if anew else after.content)
+            elif value is was:
                 continue
-            if type(field) is int:
+            elif type(field) is int:
                 total += (self.number(field, value) - self.number(field, was)) << self.places[field]
             elif type(field) is Shape:
                 total += self._difference(field, was, value, seen)
@@ -126,14 +146,30 @@ class Parts:
         mask = 0
         for which in seen.pieces:
             mask |= self.masks[which]
-        return mask
+        for piece in seen.keys:
+            mask |= piece.mask
+        return mask | self.keys.everything if self.keys is not None and seen.every_key else mask
 
 
 class Seen:
-    __slots__ = ("pieces",)
+    """What was looked at."""
+
+    __slots__ = ("every_key", "keys", "pieces")
 
     def __init__(self) -> None:
         self.pieces: set[int] = set()
+        self.keys: set[KeyPiece] = set()
+        self.every_key = False
+
+    def look_at(self, shape: "Shape") -> None:
+        """At everything in it."""
+        for field in shape.fields:
+            if type(field) is int:
+                self.pieces.add(field)
+            elif type(field) is Keys:
+                self.every_key = True
+            elif type(field) is Shape:
+                self.look_at(field)
 
 
 class Shape(NamedTuple):
@@ -154,20 +190,28 @@ class Shape(NamedTuple):
         for field, value in zip(self.fields, tuple.__iter__(thing), strict=True):
             if type(field) is int:
                 found[field] = value
+            elif type(field) is Keys:
+                found[-1] = value
             elif type(field) is Shape:
                 field._take_apart(value, found)
             elif value is not field.value and value != field.value:
                 raise ValueError(f"{self.kind.__name__}: {value!r} stands where the layout says that nothing changes")
 
     def whole(self, values: list[Any]) -> Any:
-        parts = [values[each] if type(each) is int else each.whole(values) for each in self.fields]
+        parts = [_value(each, values) if type(each) in (int, Keys) else each.whole(values) for each in self.fields]
         return tuple.__new__(self.kind, parts)
 
     def noting(self, values: list[Any], seen: Seen) -> Any:
-        parts = [values[each] if type(each) is int else each.noting(values, seen) for each in self.fields]
+        parts = [_value(each, values) if type(each) in (int, Keys) else each.noting(values, seen) for each in self.fields]
         thing = tuple.__new__(self.noting_kind, parts)
         thing.seen = seen
+        if any(type(each) is Keys for each in self.fields):
+            thing.origin = thing.content = values[-1]
         return thing
+
+
+def _value(field: Any, values: list[Any]) -> Any:
+    return values[-1 if type(field) is Keys else field]
 
 
 class Fixed(NamedTuple):
@@ -182,32 +226,33 @@ class Fixed(NamedTuple):
         return self.value
 
 
-def _shape(layout: Layout, shared: Any, prefix: str = "") -> Shape:
+def _shape(layout: tuple[Piece, ...], shared: Any, mapped: Mapped | None, keys: Keys | None, prefix: str = "") -> Shape:
     places = {piece.path: which for which, piece in enumerate(layout)}
+    paths = [*places, *([mapped.path] if mapped is not None else [])]
     fields: list[Any] = []
     for name, value in zip(shared._fields, shared, strict=True):
         path = prefix + name
         if path in places:
             fields.append(places[path])
-        elif any(other.startswith(f"{path}.") for other in places):
-            fields.append(_shape(layout, value, f"{path}."))
+        elif mapped is not None and path == mapped.path:
+            fields.append(keys)
+        elif any(other.startswith(f"{path}.") for other in paths):
+            fields.append(_shape(layout, value, mapped, keys, f"{path}."))
         else:
             fields.append(Fixed(value))
     return Shape(type(shared), _noting_kind(type(shared), tuple(fields), layout), tuple(fields))
 
 
-def _noting_kind(kind: type[Any], fields: tuple[Any, ...], layout: Layout) -> type[Any]:
+def _noting_kind(kind: type[Any], fields: tuple[Any, ...], layout: tuple[Piece, ...]) -> type[Any]:
     """The same kind of named tuple, but it notes which of its fields are looked at."""
-    everything = set(_numbers(fields))
+    tallies = {which for which, piece in enumerate(layout) if piece.tally}
     watched = {
-        name: field for name, field in zip(kind._fields, fields, strict=True) if type(field) is int and not layout[field].tally
+        name: field for name, field in zip(kind._fields, fields, strict=True) if type(field) is int and field not in tallies
     }
-
-    def looked_at_all(self: Any) -> None:
-        self.seen.pieces.update(everything)
+    shape = Shape(kind, kind, fields)
 
     def reader(place: int, field: Any) -> property:
-        if type(field) is not int or layout[field].tally:
+        if type(field) is not int or field in tallies:
             return property(lambda self: tuple.__getitem__(self, place))
 
         def read(self: Any) -> Any:
@@ -227,19 +272,13 @@ def _noting_kind(kind: type[Any], fields: tuple[Any, ...], layout: Layout) -> ty
 
     def seeing_all(name: str) -> Any:
         def method(self: Any, *arguments: Any) -> Any:
-            looked_at_all(self)
+            self.seen.look_at(shape)
             return getattr(tuple, name)(self, *arguments)
 
         return method
 
     methods = {name: seeing_all(name) for name in ("__iter__", "__getitem__", "__eq__", "__ne__", "__hash__", "__contains__")}
     readers = {name: reader(place, field) for place, (name, field) in enumerate(zip(kind._fields, fields, strict=True))}
-    return type(f"Noting{kind.__name__}", (kind,), {**methods, **readers, "_replace": replaced})
-
-
-def _numbers(fields: tuple[Any, ...]) -> Iterator[int]:
-    for field in fields:
-        if type(field) is int:
-            yield field
-        elif type(field) is Shape:
-            yield from _numbers(field.fields)
+    keyed = next((place for place, field in enumerate(fields) if type(field) is Keys), None)
+    mapping = {} if keyed is None else noting_methods(fields[keyed], keyed)
+    return type(f"Noting{kind.__name__}", (kind,), {**methods, **readers, "_replace": replaced, **mapping})

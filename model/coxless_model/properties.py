@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from .hardened import RUN_OVER, Process, Setting, arrived_key
 from .machine import Goal, Invariant, State, Views
 from .records import Member, Record, Signature, Signatures, listed_as, names, newer
-from .store import REGISTER, Operation, Store, get, keys, member_text
+from .store import REGISTER, Operation, Store, member_text
 
 
 class Wrong(NamedTuple):
@@ -44,7 +44,7 @@ def observe(
         case ("append", key, signature) if p.k == ghost.decided and key == arrived_key(setting, p.k):
             return ghost._replace(arrivals=tuple(sorted({*ghost.arrivals, signature})))
         case (_, ("register",), *_):
-            was, now = get(before, REGISTER), get(after, REGISTER)
+            was, now = before.get(REGISTER), after.get(REGISTER)
             if p.at == "raise_attention" and was != now and not p.member and p.me:
                 return ghost._replace(promised=tuple(sorted({*ghost.promised, p.me})))
             if was is not None and now is not None and was != now and p.at not in ("raise_attention", "restore_register"):
@@ -85,7 +85,9 @@ def _wrongs(
             yield Wrong("S6", f"{{}} is listed for {now.iteration} in the place of a newer incarnation", member)
     votes = [s.flag for s in ghost.arrivals if s.member in listed and s.member in names(was.epoch.members)]
     if now.committed and (not votes or any(flag != "o" for flag in votes)):
-        yield Wrong("S8", f"iteration {now.iteration - 1} counts as committed, with the votes {','.join(votes) or 'of nobody'}")
+        yield Wrong(
+            "S8", f"iteration {now.iteration - 1} counts as committed, with the votes {','.join(sorted(votes)) or 'of nobody'}"
+        )
     for member in ghost.promised:
         if member not in listed and not any(newer(other, member) for other in listed):
             yield Wrong("L2", "{} had raised attention to join, and was overlooked", member)
@@ -134,7 +136,7 @@ def noted(state: State, name: str) -> str | None:
 def agreement(state: State) -> str | None:
     """At most one decision per iteration: all who take part in iteration k hold the same record of it, and the same list.
     Otherwise two halves of a job train iteration k with different ideas of who is in it, and their models drift apart."""
-    register = get(state.shared.store, REGISTER)
+    register = state.shared.store.get(REGISTER)
     seen: dict[int, tuple[int, Process]] = {}
     for rank, p in taking_part(state):
         assert p.record is not None
@@ -216,7 +218,7 @@ def bounded_store(state: State) -> str | None:
     delete it, or because a fault destroyed the intention to. Otherwise a long job fills the memory of its store."""
     shared = state.shared
     allowed = 5 * shared.faults
-    register = get(shared.store, REGISTER)
+    register = shared.store.get(REGISTER)
     if _perhaps_stale(shared.store, register) <= allowed:
         return None  # Mostly, and whatever the processes know.
     live = [p for _, p in processes(state) if p.at not in RUN_OVER]
@@ -227,7 +229,7 @@ def bounded_store(state: State) -> str | None:
     current |= {epoch for p in live for epoch in p.wrote}
     k = register.iteration if register is not None else 0
     stale = 0
-    for key in keys(shared.store):
+    for key in shared.store.keys:
         if key[0] == "members":
             stale += key not in queued and all(key[1] not in (epoch, (epoch.since,)) for epoch in current)
         elif key[0] in ("count", "full", "arrived"):
@@ -241,12 +243,12 @@ def bounded_store(state: State) -> str | None:
 def _perhaps_stale(store: Store, register: Record | None) -> int:
     """The most keys that can be found stale, however far the processes are."""
     k = register.iteration if register is not None else 0
-    return sum(key[0] == "members" or (key[0] in ("count", "full", "arrived") and key[1] < k - 1) for key in keys(store))
+    return sum(key[0] == "members" or (key[0] in ("count", "full", "arrived") and key[1] < k - 1) for key in store.keys)
 
 
 def register_and_wrongs(shared: Any) -> Hashable:
     """All that the safety properties look at in the shared part."""
-    return get(shared.store, REGISTER), shared.ghost.wrong
+    return shared.store.get(REGISTER), shared.ghost.wrong
 
 
 def parts_taken(local: Any) -> Hashable:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable
 
 from coxless_model.explore import NO_LIMITS, Counterexample, LimitReached, Limits, Progress, Result, Search, Verdict, concrete_run
+from coxless_model.keyed import TooMany
 from coxless_model.machine import System
-from coxless_model.parts import TooMany
 
 REMEMBERED = 1_000_000
 """States whose properties need not be checked again; forgotten when there are more."""

@@ -37,30 +37,27 @@ class Store(NamedTuple):
     entries: tuple[tuple[Key, Value], ...]
     """Sorted by key."""
 
+    def get(self, key: Key, default: Value = None) -> Value:
+        for present, value in self.entries:
+            if present == key:
+                return value
+        return default
+
+    @property
+    def keys(self) -> tuple[Key, ...]:
+        return tuple(key for key, _ in self.entries)
+
+    def put(self, key: Key, value: Value) -> "Store":
+        entries = [entry for entry in self.entries if entry[0] != key]
+        entries.append((key, value))
+        entries.sort(key=lambda entry: entry[0])
+        return Store(self.instance, tuple(entries))
+
+    def drop(self, key: Key) -> "Store":
+        return Store(self.instance, tuple(entry for entry in self.entries if entry[0] != key))
+
 
 EMPTY = Store(instance=0, entries=())
-
-
-def get(store: Store, key: Key, default: Value = None) -> Value:
-    for present, value in store.entries:
-        if present == key:
-            return value
-    return default
-
-
-def keys(store: Store) -> tuple[Key, ...]:
-    return tuple(key for key, _ in store.entries)
-
-
-def put(store: Store, key: Key, value: Value) -> Store:
-    entries = [entry for entry in store.entries if entry[0] != key]
-    entries.append((key, value))
-    entries.sort(key=lambda entry: entry[0])
-    return Store(store.instance, tuple(entries))
-
-
-def drop(store: Store, key: Key) -> Store:
-    return Store(store.instance, tuple(entry for entry in store.entries if entry[0] != key))
 
 
 def lost(store: Store) -> Store:
@@ -75,44 +72,44 @@ def execute(store: Store, operation: Operation) -> tuple[Store, Value]:
 
 
 def _add(store: Store, key: Key, amount: int) -> tuple[Store, Value]:
-    total = get(store, key, 0) + amount
-    return put(store, key, total), total
+    total = store.get(key, 0) + amount
+    return store.put(key, total), total
 
 
 def _set(store: Store, key: Key, value: Value) -> tuple[Store, Value]:
-    return put(store, key, value), None
+    return store.put(key, value), None
 
 
 def _append(store: Store, key: Key, value: Value) -> tuple[Store, Value]:
-    return put(store, key, tuple(sorted({*get(store, key, ()), value}))), None
+    return store.put(key, tuple(sorted({*store.get(key, ()), value}))), None
 
 
 def _compare_set(store: Store, key: Key, expected: Value, desired: Value) -> tuple[Store, Value]:
-    found = get(store, key)
+    found = store.get(key)
     if found is None:
-        return (put(store, key, desired), desired) if expected == MISSING else (store, expected)
-    return (put(store, key, desired), desired) if found == expected else (store, found)
+        return (store.put(key, desired), desired) if expected == MISSING else (store, expected)
+    return (store.put(key, desired), desired) if found == expected else (store, found)
 
 
 def _read(store: Store, key: Key) -> tuple[Store, Value]:
-    return store, get(store, key, PROBE)
+    return store, store.get(key, PROBE)
 
 
 def _wait(store: Store, key: Key) -> tuple[Store, Value]:
-    return store, THERE if get(store, key) is not None else None
+    return store, THERE if store.get(key) is not None else None
 
 
 def _barrier(store: Store, key: Key, size: int) -> tuple[Store, Value]:
-    count = get(store, key, 0) + 1
-    return put(store, key, count), THERE if count >= size else None
+    count = store.get(key, 0) + 1
+    return store.put(key, count), THERE if count >= size else None
 
 
 def _barrier_reply(store: Store, key: Key, size: int) -> tuple[Store, Value]:
-    return store, THERE if get(store, key, 0) >= size else None
+    return store, THERE if store.get(key, 0) >= size else None
 
 
 def _delete_key(store: Store, key: Key) -> tuple[Store, Value]:
-    return drop(store, key), get(store, key) is not None
+    return store.drop(key), store.get(key) is not None
 
 
 OPERATIONS: dict[str, Callable[..., tuple[Store, Value]]] = {

@@ -15,6 +15,7 @@ Only for safety: fairness tells ranks apart, so liveness is checked on the full 
 from itertools import permutations
 from typing import Any
 
+from coxless_model.keyed import Keys
 from coxless_model.machine import State, System
 from coxless_model.packed import LOCAL_BITS, Packed
 
@@ -46,6 +47,8 @@ class Symmetry:
         self._first: dict[int, tuple[tuple[int, int], ...]] = {}
         self._standing: set[int] = set()
         self._pieces: tuple[tuple[dict[int, int], ...], ...] = tuple(tuple({} for _ in packed.parts.layout) for _ in self.perms)
+        # For each renaming, of each entry of the mapping: what its image adds to the shared part.
+        self._entries: tuple[dict[tuple[Any, int], int], ...] = tuple({} for _ in self.perms)
         # For each renaming: where a local number goes, already moved to the place of its new rank.
         self._local: list[list[dict[int, int]]] = [[{} for _ in range(packed.ranks)] for _ in self.perms]
         initial = packed.unpack(packed.initial)
@@ -90,12 +93,27 @@ class Symmetry:
                     if moved is None:
                         moved = renamed_pieces[own] = parts.number(piece, self._renamed(which, piece, wide))
                     image += moved << parts.places[piece]
+            if parts.keys is not None:
+                image += self._rename_entries(which, parts.keys, wide)
             images[which] = image
         least = min(images.values())
         chosen = {which: image for which, image in images.items() if image == least}
         found = tuple((which, packed.number_of_wide(image) << packed.shift) for which, image in chosen.items())
         self._shared[number] = found
         return found
+
+    def _rename_entries(self, which: int, keys: Keys, wide: int) -> int:
+        """What the entries of the mapping add, each renamed for itself: keys that a step creates may be met while we look."""
+        total, known = 0, self._entries[which]
+        for piece, number in tuple(keys.present(wide)):
+            moved = known.get((piece.key, number))
+            if moved is None:
+                alone = self.packed.parts.whole(number << piece.place)
+                renamed_alone = self.packed.system.permute_shared(alone, self.perms[which])
+                moved = keys.wide(self.packed.parts.pieces(renamed_alone)[-1])
+                known[piece.key, number] = moved
+            total += moved
+        return total
 
     def _rename_first(self, own: int, wide: int) -> tuple[tuple[int, int], ...]:
         found = self._first.get(own)

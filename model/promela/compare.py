@@ -19,6 +19,7 @@ Exit codes: 0 all equal, 1 a difference, 2 the command was wrong, 3 spin or gcc 
 
 import argparse
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -153,9 +154,11 @@ class Pan(NamedTuple):
     violation: str
     """The assertion that failed; empty if none did."""
     violation_depth: int
+    seconds: float = 0.0
+    """CPU time of the search itself, without generating and compiling the verifier."""
 
 
-def pan(macros: Mapping[str, int | None]) -> Pan:
+def pan(macros: Mapping[str, int | None], optimise: str = "-O0") -> Pan:
     """Generate the verifier, compile it, and run it: breadth first, without partial-order reduction, every state in full."""
     if not installed():
         raise NotInstalled(f"spin is not installed, or gcc, which it needs: {INSTALL}")
@@ -166,10 +169,13 @@ def pan(macros: Mapping[str, int | None]) -> Pan:
             return subprocess.run(command, cwd=place, check=True, capture_output=True, text=True).stdout
 
         run("spin", "-a", *defines, str(MODEL))
-        # Not optimised: for spaces of this size compiling takes longer than searching.
-        run("gcc", "-w", "-O0", "-DSAFETY", "-DBFS", "-DNOREDUCE", "-DMEMLIM=6000", "-o", "pan", "pan.c")
+        # Not optimised unless asked: for spaces of this size compiling takes longer than searching.
+        run("gcc", "-w", optimise, "-DSAFETY", "-DBFS", "-DNOREDUCE", "-DMEMLIM=6000", "-o", "pan", "pan.c")
         # -E: a dead end is no error by itself; where it is one, the option with `timeout` says so.
-        return read_pan(run("./pan", "-E", "-w22"))
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        found = read_pan(run("./pan", "-E", "-w22"))
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return found._replace(seconds=after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
 
 
 def read_pan(output: str) -> Pan:

@@ -128,6 +128,7 @@
 #define FULL_KEY(k) (2 + 4 * (k))
 #define ARRIVED_KEY(k) (3 + 4 * ARRIVED_OF(k))
 #define QUEUE 20
+#define WROTE 5
 
 /* Properties, as bits of WATCH. */
 #define S1 1
@@ -169,12 +170,15 @@ typedef Process {
 	byte suspected;
 	bit beating;		/* one of the missing was heard: this pass cannot close */
 	int proposal;
-	int wrote[2];		/* the lists that it wrote at this barrier: a bit for each of the 64 */
+	byte wrote[WROTE];	/* the lists that it wrote at this barrier, in this order; 0: none */
 	short queue[QUEUE];	/* what its clean-up has yet to delete, in order */
 	byte queued;		/* how many */
 	bit join_timeout;	/* has passed */
 	byte floor		/* the highest iteration in which its rank took part, where its record does not say so */
 };
+
+#define HAS_WRITTEN(q, list_) \
+	(q.wrote[0] == (list_) || q.wrote[1] == (list_) || q.wrote[2] == (list_) || q.wrote[3] == (list_) || q.wrote[4] == (list_))
 
 Process p[RANKS];
 #define my p[_pid]
@@ -314,7 +318,7 @@ inline in_a_queue(key) {
 /* Somebody still needs the list: the register or a record names it, or the process wrote it at this barrier. */
 #define NEEDS_LIST(q, epoch_) \
 	(RUNS(q) && ((q.record != 0 && EPOCH_OF(q.record) == (epoch_)) || \
-	 (SINCE(epoch_) == ITERATION(q.record) + 1 && ((q.wrote[LIST(epoch_) >> 5] >> (LIST(epoch_) & 31)) & 1))))
+	 (SINCE(epoch_) == ITERATION(q.record) + 1 && HAS_WRITTEN(q, LIST(epoch_)))))
 #define STALE_LIST(epoch_) \
 	(LIST_THERE(epoch_) && !(counter != 0 && EPOCH_OF(counter) == (epoch_)) && !NEEDS_LIST(p[0], epoch_) && !NEEDS_LIST(p[1], epoch_))
 #define BARRIER_KEY_THERE(key) \
@@ -452,7 +456,10 @@ inline forget_barrier() {
 	my.filled = 0;
 	my.members = 0;
 	my.wrote[0] = 0;
-	my.wrote[1] = 0
+	my.wrote[1] = 0;
+	my.wrote[2] = 0;
+	my.wrote[3] = 0;
+	my.wrote[4] = 0
 }
 
 inline empty_queue() {
@@ -495,23 +502,28 @@ inline enqueue_barrier(k) {
 	enqueue(ARRIVED_KEY(k))
 }
 
-/* The lists that I wrote at this barrier and that `v` does not point at: those with rank 0 first, as lists are ordered. */
+/* The lists that I wrote at this barrier and that `v` does not point at. */
 inline enqueue_in_vain() {
-	if
-	:: my.wrote[0] != 0 || my.wrote[1] != 0 ->
-		n = 0;
-		do
-		:: n < 64 ->
-			m = (n + 16) & 63;
-			if
-			:: ((my.wrote[m >> 5] >> (m & 31)) & 1) && EPOCH(K + 1, m) != EPOCH_OF(v) -> enqueue(EPOCH(K + 1, m))
-			:: else
-			fi;
-			n++
-		:: else -> break
-		od
-	:: else
-	fi
+	n = 0;
+	do
+	:: n < WROTE && my.wrote[n] != 0 ->
+		if
+		:: EPOCH(K + 1, my.wrote[n]) != EPOCH_OF(v) -> enqueue(EPOCH(K + 1, my.wrote[n]))
+		:: else
+		fi;
+		n++
+	:: else -> break
+	od
+}
+
+inline remember_list(list_) {
+	n = 0;
+	do
+	:: n < WROTE && my.wrote[n] != 0 && my.wrote[n] != list_ -> n++
+	:: else -> break
+	od;
+	assert(n < WROTE);
+	my.wrote[n] = list_
 }
 
 /* 20. Take part in the iteration of `v`, whose list is `list`. */
@@ -618,7 +630,7 @@ inline learn() {
 	:: else ->
 		list = LIST(EPOCH_OF(v));
 		if
-		:: SINCE(EPOCH_OF(v)) == K + 1 && ((my.wrote[list >> 5] >> (list & 31)) & 1) -> learned()
+		:: SINCE(EPOCH_OF(v)) == K + 1 && HAS_WRITTEN(my, list) -> learned()
 		:: else ->
 			go(read_members);
 			my.mode = LEARN;
@@ -979,13 +991,13 @@ active [RANKS] proctype rank() {
 	:: d_step { CAN(write_members) -> before();
 		v = EPOCH_OF(my.proposal);
 		lists[v >> 5] = lists[v >> 5] | (1 << (v & 31));
-		my.wrote[LIST(v) >> 5] = my.wrote[LIST(v) >> 5] | (1 << (LIST(v) & 31));
+		remember_list(LIST(v));
 		my.at = propose_new_epoch;
 		after() }
 	:: d_step { UNNOTICED(write_members) -> before();
 		lose_message();
 		v = EPOCH_OF(my.proposal);
-		my.wrote[LIST(v) >> 5] = my.wrote[LIST(v) >> 5] | (1 << (LIST(v) & 31));
+		remember_list(LIST(v));
 		my.at = propose_new_epoch;
 		after() }
 	/* 18. */

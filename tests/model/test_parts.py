@@ -26,7 +26,7 @@ class Outer(NamedTuple):
     always: str = "the same"
 
 
-LAYOUT = (Piece("store", 0), Piece("inner.left", 4), Piece("inner.right", 4), Piece("sum", 4, tally=True))
+LAYOUT = (Piece("store", 4), Piece("inner.left", 4), Piece("inner.right", 4), Piece("sum", 4, tally=True))
 START = Outer("a", Inner(1, 2), 0)
 
 

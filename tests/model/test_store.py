@@ -2,7 +2,7 @@
 
 import pytest
 
-from coxless_model.store import EMPTY, MISSING, PROBE, REGISTER, THERE, execute, get, key_text, keys, lost
+from coxless_model.store import EMPTY, MISSING, PROBE, REGISTER, THERE, execute, key_text, lost
 
 FULL = ("full", 7)
 
@@ -16,7 +16,7 @@ def after(*operations):
 
 def test_compare_set_creates_a_missing_key_when_nothing_is_expected():
     store, reply = after(("compare_set", REGISTER, MISSING, "a"))
-    assert (get(store, REGISTER), reply) == ("a", "a")
+    assert (store.get(REGISTER), reply) == ("a", "a")
 
 
 def test_compare_set_on_a_missing_key_stores_nothing_and_returns_what_was_expected():
@@ -46,7 +46,7 @@ def test_set_and_append_have_no_reply():
 
 def test_appending_twice_is_signing_once():
     store, _ = after(("append", FULL, 2), ("append", FULL, 1), ("append", FULL, 2))
-    assert get(store, FULL) == (1, 2)
+    assert store.get(FULL) == (1, 2)
 
 
 def test_wait_answers_only_when_the_key_is_there():
@@ -69,7 +69,7 @@ def test_another_order_of_writing_is_the_same_store():
 
 def test_a_lost_store_is_another_store():
     store, _ = after(("set", FULL, 1))
-    assert keys(lost(store)) == ()
+    assert lost(store).keys == ()
     assert lost(store).instance == store.instance + 1
 
 

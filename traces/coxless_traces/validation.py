@@ -16,7 +16,7 @@ from coxless_model.environment import Budgets, Hardened, Rank, with_pulse
 from coxless_model.explore import Trace
 from coxless_model.hardened import RUN_OVER, Process, Setting, start
 from coxless_model.machine import ENVIRONMENT, Action, State, describe, successors
-from coxless_model.store import REGISTER, drop, get
+from coxless_model.store import REGISTER
 
 from .recorded import FOREVER, LOCAL, Flaw, Item, Recording, read_recordings
 from .supervised import contradictions, read_supervisors
@@ -351,7 +351,7 @@ class Search:
         rank = self.recordings[index].rank
         place = node.alive[rank].index(index)
         p: Process = node.state.ranks[rank].processes[place]
-        register = get(node.state.shared.store, REGISTER)
+        register = node.state.shared.store.get(REGISTER)
         if key in p.queue:
             node = with_process(node, rank, place, p._replace(queue=tuple(other for other in p.queue if other != key)))
         elif key[0] == "members":
@@ -359,7 +359,7 @@ class Search:
                 return
         elif key[0] not in ("count", "full", "arrived") or register is None or key[1] > register.iteration - 2:
             return
-        shared = node.state.shared._replace(store=drop(node.state.shared.store, key))
+        shared = node.state.shared._replace(store=node.state.shared.store.drop(key))
         yield moved(node._replace(state=State(shared, node.state.ranks)), thread)
 
     def in_flight(self, node: Node) -> Iterator[Node]:

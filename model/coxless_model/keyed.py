@@ -1,0 +1,145 @@
+"""A mapping in the shared part, the store, taken apart into one piece for each of its keys.
+
+Most steps look at one key of the store, and depend on no other: so a step that was computed once is right wherever that key (and
+the rank's local part) is the same. Which keys there are is not known beforehand. A key gets its place in the wide integer when it
+is first met, above all places given before; number 0 says that the key is missing.
+
+The mapping is a named tuple with the methods `get`, `put` and `drop`, and a field that holds its entries, sorted by key.
+"""
+
+from collections.abc import Callable, Hashable, Iterable, Mapping
+from typing import Any
+
+Key = Hashable
+Entries = tuple[tuple[Any, Any], ...]
+
+
+class TooMany(Exception):
+    """More different parts than there are numbers for."""
+
+
+class KeyPiece:
+    """One key: its place, and a number for each value that it has had."""
+
+    __slots__ = ("_numbers", "key", "mask", "place", "values", "width")
+
+    def __init__(self, key: Any, place: int, bits: int) -> None:
+        self.key = key
+        self.place = place
+        self.width = (1 << bits) - 1
+        self.mask = self.width << place
+        self.values: list[Any] = [None]
+        self._numbers: dict[Any, int] = {}
+
+    def add(self, value: Any) -> int:
+        """What the key adds to a wide integer with this value."""
+        number = self._numbers.get(value)
+        if number is None:
+            number = len(self.values)
+            if number > self.width:
+                raise TooMany(f"more than {self.width} different values of {self.key}")
+            self._numbers[value] = number
+            self.values.append(value)
+        return number << self.place
+
+
+class Keys:
+    """The pieces of a mapping, from `bottom` on upwards."""
+
+    def __init__(self, room: Callable[[Any], int], bottom: int) -> None:
+        self._room = room
+        self._pieces: dict[Any, KeyPiece] = {}
+        self._top = bottom
+        self.everything = -1 << bottom
+        """The mask of all keys, those included that are yet to be met."""
+
+    def piece(self, key: Any) -> KeyPiece:
+        found = self._pieces.get(key)
+        if found is None:
+            bits = self._room(key)
+            found = self._pieces[key] = KeyPiece(key, self._top, bits)
+            self._top += bits
+        return found
+
+    def wide(self, entries: Entries) -> int:
+        return sum(self.piece(key).add(value) for key, value in entries)
+
+    def present(self, wide: int) -> Iterable[tuple[KeyPiece, int]]:
+        """The keys that are there, in the order in which they were first met, each with the number of its value."""
+        for piece in self._pieces.values():
+            number = wide >> piece.place & piece.width
+            if number:
+                yield piece, number
+
+    def content(self, wide: int) -> dict[Any, Any]:
+        return {piece.key: piece.values[number] for piece, number in self.present(wide)}
+
+    def entries(self, wide: int) -> Entries:
+        return in_order(self.content(wide))
+
+    def difference(self, before: Mapping[Any, Any], after: Mapping[Any, Any]) -> int:
+        total = 0
+        for key in before.keys() | after.keys():
+            if key not in before or key not in after or before[key] is not after[key]:
+                piece = self.piece(key)
+                total += (piece.add(after[key]) if key in after else 0) - (piece.add(before[key]) if key in before else 0)
+        return total
+
+
+def in_order(content: Mapping[Any, Any]) -> Entries:
+    return tuple(sorted(content.items(), key=lambda entry: entry[0]))
+
+
+def noting_methods(keys: Keys, entries_at: int) -> dict[str, Any]:
+    """What a noting mapping does otherwise than the one that it stands for: it keeps its entries in the dictionary `content`, and
+    notes which keys are looked at. `entries_at`: the place of the field that holds the entries."""
+
+    def changed(self: Any, content: dict[Any, Any]) -> Any:
+        thing = tuple.__new__(type(self), tuple.__iter__(self))
+        thing.seen, thing.origin, thing.content = self.seen, self.origin, content
+        return thing
+
+    def get(self: Any, key: Any, default: Any = None) -> Any:
+        self.seen.keys.add(keys.piece(key))
+        return self.content.get(key, default)
+
+    def put(self: Any, key: Any, value: Any) -> Any:
+        self.seen.keys.add(keys.piece(key))
+        return changed(self, {**self.content, key: value})
+
+    def drop(self: Any, key: Any) -> Any:
+        self.seen.keys.add(keys.piece(key))
+        return changed(self, {other: value for other, value in self.content.items() if other != key})
+
+    def entries(self: Any) -> Entries:
+        self.seen.every_key = True
+        return in_order(self.content)
+
+    def all_keys(self: Any) -> tuple[Any, ...]:
+        return tuple(key for key, _ in entries(self))
+
+    def equal(self: Any, other: Any) -> bool:
+        if type(other) is not type(self) or other.origin is not self.origin:
+            return bool(plain(self) == (tuple(other) if isinstance(other, tuple) else other))
+        # Two that come of the same one differ at most in keys that were put or dropped, and so are noted already.
+        fields = (place for place in range(tuple.__len__(self)) if place != entries_at)
+        return self.content == other.content and all(tuple.__getitem__(self, at) == tuple.__getitem__(other, at) for at in fields)
+
+    def plain(self: Any) -> tuple[Any, ...]:
+        fields = list(tuple.__iter__(self))
+        fields[entries_at] = entries(self)
+        return tuple(fields)
+
+    return {
+        "get": get,
+        "put": put,
+        "drop": drop,
+        "keys": property(all_keys),
+        "entries": property(entries),
+        "__eq__": equal,
+        "__ne__": lambda self, other: not equal(self, other),
+        "__iter__": lambda self: iter(plain(self)),
+        "__getitem__": lambda self, place: plain(self)[place],
+        "__contains__": lambda self, item: item in plain(self),
+        "__hash__": lambda self: hash(plain(self)),
+    }
