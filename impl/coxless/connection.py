@@ -3,6 +3,7 @@
 TCPStore's own timeouts assume a live server: with the server stopped, `wait(1s)`, `add` and even `clone()` block until it resumes. So
 every operation here runs under a watchdog, which shuts the client's socket down from another thread when the reply is overdue;
 the blocked call then raises, and the client is discarded. No client ever reconnects by itself: `reconnect` clones a new one.
+(An EtcdStore keeps its time limits itself and has no socket to shut down; the rest is the same.)
 """
 
 import contextlib
@@ -17,11 +18,12 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import DistNetworkError, DistStoreError, PrefixStore, Store, TCPStore
+from torch.distributed import DistNetworkError, DistStoreError, Store, TCPStore
 
 from . import keys
 from .errors import CorruptStoreError, StoreUnreachableError
 from .protocol.operations import ConnectionBroken
+from .stores import as_etcd, let_go, unwrapped
 
 logger = logging.getLogger(__name__)
 
@@ -182,6 +184,7 @@ class Connection:
             while not attempt.ended.wait(0.1) and time.monotonic() < deadline:
                 pass
             if attempt.store is not None:
+                let_go(self._store)
                 self._adopt(attempt.store)
                 self.broken = False
                 return
@@ -194,6 +197,7 @@ class Connection:
         _watchdog.forget(self)
         self.broken = True
         self._close_socket()
+        let_go(self._store)
 
     def _close_socket(self) -> None:
         if self._socket is not None:
@@ -268,9 +272,9 @@ _watchdog = _Watchdog()
 
 
 def has_native_barrier(store: Store) -> bool:
-    """Whether Store.barrier is one command of this store's server. Under a PrefixStore it is several, on keys of its own; older torch
+    """Whether Store.barrier is one command of this store's server (of etcd one transaction). Under a PrefixStore it is several, on keys of its own; older torch
     has none."""
-    return isinstance(store, TCPStore) and hasattr(store, "barrier")
+    return (isinstance(store, TCPStore) and hasattr(store, "barrier")) or getattr(store, "native_barrier", False)
 
 
 def _timed_out(error: RuntimeError) -> bool:
@@ -282,21 +286,20 @@ def _timed_out(error: RuntimeError) -> bool:
 
 def _client_socket(store: Store) -> socket.socket | None:
     """A duplicate of the client's socket, to shut it down with; None for a store that has none (HashStore, FileStore)."""
-    while isinstance(store, PrefixStore):
-        store = store.underlying_store
-    match = re.search(r"client=.*?\bfd=(\d+)", repr(store))
+    match = re.search(r"client=.*?\bfd=(\d+)", repr(unwrapped(store)))
     return None if match is None else socket.socket(fileno=os.dup(int(match.group(1))))
 
 
 def address(store: Store) -> str:
-    """host:port of a TCPStore, else the kind of store; for messages."""
+    """host:port of a TCPStore, the members and the run in etcd, else the kind of store; for messages."""
+    if etcd := as_etcd(store):
+        return str(etcd.etcd)
     where = _host_and_port(store)
     return type(store).__name__ if where is None else f"{where[0]}:{where[1]}"
 
 
 def _host_and_port(store: Store) -> tuple[str, int] | None:
-    while isinstance(store, PrefixStore):
-        store = store.underlying_store
+    store = unwrapped(store)
     host, port = getattr(store, "host", None), getattr(store, "port", None)
     return None if host is None or port is None else (host, port)
 
