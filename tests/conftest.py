@@ -1,0 +1,40 @@
+"""Real etcd clusters for whichever test asks for one; skipped, with the reason, where the program is not installed."""
+
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from coxless.stores.local_etcd import LocalEtcd
+
+NewRun = Callable[..., str]
+_runs = count()
+
+
+def running_etcd(members: int) -> "Iterator[LocalEtcd]":
+    from coxless.stores.local_etcd import LocalEtcd, find_etcd
+
+    if find_etcd() is None:
+        pytest.skip("etcd is not installed: apt-get install etcd-server, or name the program in COXLESS_ETCD")
+    with LocalEtcd(members) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="session")
+def etcd() -> "Iterator[LocalEtcd]":
+    """One member, for tests that do it no harm."""
+    yield from running_etcd(1)
+
+
+@pytest.fixture
+def etcd3() -> "Iterator[LocalEtcd]":
+    """Three members, for this test alone."""
+    yield from running_etcd(3)
+
+
+@pytest.fixture
+def new_run(etcd: "LocalEtcd") -> NewRun:
+    """Addresses of runs of this test's own on the one member."""
+    return lambda options="": etcd.address(f"run-{next(_runs)}", options)
