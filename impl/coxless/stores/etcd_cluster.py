@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 GRACE = 0.5
 """A call whose time limit is shorter than this (s) still gets so long for its round trips; 0 means "do not wait", not "do not ask"."""
 LONGEST_ATTEMPT = 5.0
+PROMPT = 0.2
+"""A member that has not answered within less than this (s) is not blamed for it."""
 _FOREVER = 10 * 365 * 86400.0
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.02, 0.2
 
@@ -74,7 +76,11 @@ WATCH = Method("/etcdserverpb.Watch/Watch", rpc.WatchRequest, rpc.WatchResponse)
 
 
 class Unanswered(Exception):
-    """One member did not answer one attempt; whether it did what was asked is not known."""
+    """One attempt at one member came to nothing that can be relied on; whether it did what was asked is not known."""
+
+
+class TurnedAway(Unanswered):
+    """The member did not do it, and may do it another time: etcd is full, or has too much to do."""
 
 
 class Refused(DistError):  # type: ignore[misc]  # torch's types are not followed
@@ -146,10 +152,11 @@ class Cluster:
         """One attempt at the member that answered last. Raises Unanswered, and the next attempt goes to another one; Refused."""
         member = self._current
         metadata = self._metadata(deadline)
+        limit = deadline.attempt
         try:
-            return self._stub(member, method, False)(request, timeout=deadline.attempt, metadata=metadata)
+            return self._stub(member, method, False)(request, timeout=limit, metadata=metadata)
         except grpc.RpcError as error:
-            raise self.judged(error, member, metadata) from None
+            raise self.judged(error, member, metadata, limit) from None
         except ValueError as error:  # the channel was closed meanwhile
             raise Unanswered(str(error)) from None
 
@@ -173,17 +180,20 @@ class Cluster:
                 time.sleep(min(pause, deadline.left()))
                 pause = min(2 * pause, _LONGEST_PAUSE)
 
-    def judged(self, error: Any, member: int, metadata: Any) -> Exception:
-        """What an error of gRPC means for the caller: Refused, or Unanswered, after which another member is the current one."""
+    def judged(self, error: Any, member: int, metadata: Any, limit: float) -> Exception:
+        """What an error of gRPC means for the caller, after at most `limit` seconds: Refused, or Unanswered, after which another member
+        is the current one."""
         code, details = error.code(), error.details() or ""
         if any(words in details for words in _STALE_LOGIN):
             self._forget(metadata)
             return Unanswered(details)
         if code in _FINAL or any(words in details for words in _TOO_LARGE):
             return Refused(code, details)
+        if code is grpc.StatusCode.DEADLINE_EXCEEDED and limit < PROMPT:
+            return Unanswered("no answer in time")  # which says nothing about the member
         self.trouble = _reason(code, details)
         self.move_on(member)
-        return Unanswered(self.trouble)
+        return (TurnedAway if code is grpc.StatusCode.RESOURCE_EXHAUSTED else Unanswered)(self.trouble)
 
     def move_on(self, member: int) -> None:
         """Ask another member from now on, unless another thread has seen to that."""
@@ -230,12 +240,12 @@ class Cluster:
 
     def _authenticate(self, deadline: Deadline) -> str:
         request = rpc.AuthenticateRequest(name=self.address.user, password=self.address.password)
-        member = self._current
+        member, limit = self._current, deadline.attempt
         try:
             stub = self._stub(member, AUTHENTICATE, False)
-            return str(stub(request, timeout=deadline.attempt, metadata=(("hasleader", "true"),)).token)
+            return str(stub(request, timeout=limit, metadata=(("hasleader", "true"),)).token)
         except grpc.RpcError as error:
-            raise self.judged(error, member, ()) from None
+            raise self.judged(error, member, (), limit) from None
 
     def _forget(self, metadata: Any) -> None:
         """The token has expired, or its member was started again; one that another thread got meanwhile stays."""

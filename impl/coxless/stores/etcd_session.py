@@ -22,7 +22,7 @@ from torch.distributed import DistNetworkError
 
 from ..address import EtcdAddress
 from .etcd_cells import Layout, created_at, nested, put, read, revision_is
-from .etcd_cluster import GRANT, KEEP_ALIVE, RANGE, REVOKE, TXN, Cluster, Deadline, Refused, Unanswered
+from .etcd_cluster import GRANT, KEEP_ALIVE, RANGE, REVOKE, TXN, Cluster, Deadline, Refused, TurnedAway, Unanswered
 
 logger = logging.getLogger(__name__)
 
@@ -109,6 +109,8 @@ class Session:
                     )
                 try:
                     response = self.cluster.once(TXN, request, deadline)
+                except TurnedAway:
+                    continue  # the same again: etcd does not count nested operations against what it has room for
                 except Unanswered:
                     doubt = True
                     continue

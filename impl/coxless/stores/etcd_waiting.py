@@ -12,13 +12,11 @@ import grpc
 from aetcd import rpc
 from torch.distributed import DistNetworkError
 
-from .etcd_cluster import WATCH, Deadline, Refused, Unanswered
+from .etcd_cluster import PROMPT, WATCH, Deadline, Refused, Unanswered
 from .etcd_session import Session
 
 SLICE = 3.0
 """After so long (s) without news a watch is given up for another look, which goes elsewhere should the member have fallen silent."""
-_PROMPT = 0.2
-"""A member that has not confirmed a watch within less than this (s) is not blamed for it."""
 
 
 class Watch:
@@ -60,9 +58,9 @@ class Watch:
         except grpc.RpcError as error:
             # Whoever counts the time first, gRPC here or the server there, gives the error another name.
             over = self._began - self._deadline.left() >= self._limit - 0.01
-            if over and (self._confirmed or self._limit < _PROMPT):
+            if over and (self._confirmed or self._limit < PROMPT):
                 raise TimeoutError from None
-            raise self._cluster.judged(error, self._member, self._metadata) from None
+            raise self._cluster.judged(error, self._member, self._metadata, self._limit) from None
         if answer is None or answer.canceled:
             reason = "" if answer is None else answer.cancel_reason
             if "permission denied" in reason:

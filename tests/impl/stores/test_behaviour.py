@@ -99,6 +99,10 @@ def test_compare_set(store: Store, before: str | None, expected: str, desired: s
 
 
 def test_compare_set_sees_what_was_appended_and_added(store: Store) -> None:
+    store.set("s", "1,")
+    store.append("s", "2,")
+    assert store.compare_set("s", "1,", "new") == b"1,2,"
+    assert store.get("s") == b"1,2,"
     store.append("a", "1,")
     store.append("a", "2,")
     assert store.compare_set("a", "1,", "new") == b"1,2,"

@@ -18,12 +18,13 @@ from torch.distributed import DistNetworkError, PrefixStore, Store
 
 from coxless.address import EtcdAddress, parse
 from coxless.store import connect, refuse_unfit
-from coxless.stores import as_etcd, etcd_session
+from coxless.stores import as_etcd
 from coxless.stores.etcd import EtcdStore
 from coxless.stores.etcd_cells import Layout
 from coxless.stores.etcd_cluster import RANGE, REVOKE, Cluster, Deadline
 
 from ...conftest import NewRun
+from .clients import as_another_process, new_session
 
 SHORT = timedelta(milliseconds=300)
 
@@ -240,12 +241,8 @@ def test_who_comes_later_finds_the_same_lease(new_run: NewRun) -> None:
 def test_of_many_who_come_first_together_one_makes_the_lease(new_run: NewRun) -> None:
     parsed = parse(new_run())
     assert isinstance(parsed, EtcdAddress)
-
-    def session(_: int) -> etcd_session.Session:
-        return etcd_session.Session(Cluster(parsed), Deadline(timedelta(seconds=30)))
-
     with ThreadPoolExecutor(12) as pool:
-        made = list(pool.map(session, range(12)))
+        made = list(pool.map(new_session, [parsed] * 12))
     assert len({each.lease for each in made}) == 1
     assert len({each.created for each in made}) == 1
     for each in made:
@@ -286,9 +283,7 @@ def test_after_the_lease_every_operation_says_that_the_keys_are_gone_and_touches
     if begun_anew:
         parsed = parse(address)
         assert isinstance(parsed, EtcdAddress)
-        anew = EtcdStore.__new__(EtcdStore)  # as another process would: not by the session that is lost
-        Store.__init__(anew)
-        anew._begin(parsed, etcd_session.Session(Cluster(parsed), Deadline(timedelta(seconds=10))), timedelta(seconds=10))
+        anew = as_another_process(parsed)
         anew.set("k", "new")
     with pytest.raises(DistNetworkError, match="are gone: their lease of 60 s ran out"):
         OPERATIONS[operation](store)

@@ -3,6 +3,7 @@
 `Cluster.once` is the one way out to etcd. Here it loses replies, loses requests, or lets them arrive only after the caller was answered.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
@@ -10,10 +11,13 @@ from typing import Any
 import pytest
 from torch.distributed import DistNetworkError, DistStoreError
 
+from coxless.stores import etcd as etcd_store
+from coxless.stores import etcd_waiting
 from coxless.stores.etcd import EtcdStore
 from coxless.stores.etcd_cluster import TXN, Cluster, Deadline, Unanswered
 
 from ...conftest import NewRun
+from .clients import as_another_process
 
 REPLY, REQUEST, LATE = "the reply is lost", "the request is lost", "the request arrives late"
 
@@ -59,6 +63,14 @@ def store(new_run: NewRun) -> Iterator[EtcdStore]:
     made.close()
 
 
+@pytest.fixture
+def other(store: EtcdStore) -> Iterator[EtcdStore]:
+    """A client of the same run in another process, as far as etcd can tell."""
+    made = as_another_process(store.etcd)
+    yield made
+    made.close()
+
+
 FAULTS = {
     "a reply": [REPLY],
     "a request": [REQUEST],
@@ -89,16 +101,16 @@ def test_append_appends_once(store: EtcdStore, wire: Wire, faults: list[str]) ->
 
 
 @each_fault
-def test_a_set_does_not_come_back_over_a_later_one(store: EtcdStore, wire: Wire, faults: list[str]) -> None:
+def test_a_set_does_not_come_back_over_a_later_one(store: EtcdStore, other: EtcdStore, wire: Wire, faults: list[str]) -> None:
     wire.faults = list(faults)
     store.set("k", "first")
-    store.clone().set("k", "second")
+    other.set("k", "second")
     wire.deliver()
     assert store.get("k") == b"second"
 
 
 def test_a_set_is_not_done_again_when_another_has_overwritten_it_meanwhile(
-    store: EtcdStore, monkeypatch: pytest.MonkeyPatch
+    store: EtcdStore, other: EtcdStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reply to ours is lost, theirs follows, ours is asked for again."""
     once, lost = Cluster.once, []
@@ -107,7 +119,7 @@ def test_a_set_is_not_done_again_when_another_has_overwritten_it_meanwhile(
         answer = once(cluster, method, request, deadline)
         if method is TXN and not lost:
             lost.append(answer)
-            store.clone().set("k", "theirs")
+            other.set("k", "theirs")
             raise Unanswered(REPLY)
         return answer
 
@@ -118,30 +130,30 @@ def test_a_set_is_not_done_again_when_another_has_overwritten_it_meanwhile(
 
 
 @each_fault
-def test_compare_set_knows_whether_it_won(store: EtcdStore, wire: Wire, faults: list[str]) -> None:
+def test_compare_set_knows_whether_it_won(store: EtcdStore, other: EtcdStore, wire: Wire, faults: list[str]) -> None:
     store.set("k", "old")
     wire.faults = list(faults)
     assert store.compare_set("k", "old", "new") == b"new"
-    store.set("k", "old")
+    other.set("k", "old")
     wire.deliver()
     assert store.get("k") == b"old"  # a late attempt finds the value that it expects, and is too late all the same
 
 
 @each_fault
-def test_compare_set_knows_that_it_lost(store: EtcdStore, wire: Wire, faults: list[str]) -> None:
+def test_compare_set_knows_that_it_lost(store: EtcdStore, other: EtcdStore, wire: Wire, faults: list[str]) -> None:
     store.set("k", "other")
     wire.faults = list(faults)
     assert store.compare_set("k", "old", "new") == b"other"
-    store.set("k", "old")
+    other.set("k", "old")
     wire.deliver()
     assert store.get("k") == b"old"
 
 
 @each_fault
-def test_compare_set_creates_once(store: EtcdStore, wire: Wire, faults: list[str]) -> None:
+def test_compare_set_creates_once(store: EtcdStore, other: EtcdStore, wire: Wire, faults: list[str]) -> None:
     wire.faults = list(faults)
     assert store.compare_set("k", "", "new") == b"new"
-    store.delete_key("k")
+    other.delete_key("k")
     wire.deliver()
     assert not store.check(["k"])
 
@@ -160,11 +172,11 @@ def test_a_barrier_counts_once(store: EtcdStore, wire: Wire, faults: list[str]) 
 
 
 @each_fault
-def test_delete_knows_whether_there_was_something(store: EtcdStore, wire: Wire, faults: list[str]) -> None:
+def test_delete_knows_whether_there_was_something(store: EtcdStore, other: EtcdStore, wire: Wire, faults: list[str]) -> None:
     store.set("k", "1")
     wire.faults = list(faults)
     assert store.delete_key("k")
-    store.set("k", "2")
+    other.set("k", "2")
     wire.deliver()
     assert store.get("k") == b"2"
     wire.faults = list(faults)
@@ -172,11 +184,11 @@ def test_delete_knows_whether_there_was_something(store: EtcdStore, wire: Wire, 
 
 
 @each_fault
-def test_many_keys_are_set_once(store: EtcdStore, wire: Wire, faults: list[str]) -> None:
+def test_many_keys_are_set_once(store: EtcdStore, other: EtcdStore, wire: Wire, faults: list[str]) -> None:
     names = [f"k{n}" for n in range(120)]
     wire.faults = list(faults)
     store.multi_set(names, ["1"] * 120)
-    store.multi_set(names, ["2"] * 120)
+    other.multi_set(names, ["2"] * 120)
     wire.deliver()
     assert store.multi_get(names) == [b"2"] * 120
 
@@ -226,3 +238,106 @@ def test_without_a_fault_a_write_is_one_transaction(store: EtcdStore, wire: Wire
         before = wire.attempts
         action()
         assert wire.attempts - before == number
+
+
+# -- what others do between the transactions of one operation
+
+
+@pytest.fixture
+def between(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], object]], None]:
+    """Has the action done once, right after the next transaction has been answered."""
+
+    def arrange(action: Callable[[], object]) -> None:
+        once, actions = Cluster.once, [action]
+
+        def and_then(cluster: Cluster, method: Any, request: Any, deadline: Any) -> Any:
+            answer = once(cluster, method, request, deadline)
+            if method is TXN and actions:
+                actions.pop()()
+            return answer
+
+        monkeypatch.setattr(Cluster, "once", and_then)
+
+    return arrange
+
+
+Between = Callable[[Callable[[], object]], None]
+
+
+@pytest.mark.parametrize(
+    ("action", "sum_"),
+    [
+        (lambda other: other.add("n", 10), 111),
+        (lambda other: other.append("n", "0"), 1001),
+        (lambda other: other.set("n", "100"), 101),
+        (lambda other: other.delete_key("n"), 1),
+    ],
+    ids=["add", "append", "set", "delete"],
+)
+def test_add_adds_to_what_is_there_when_it_writes(
+    store: EtcdStore, other: EtcdStore, between: Between, action: Callable[[EtcdStore], object], sum_: int
+) -> None:
+    store.set("n", "100")
+    between(lambda: action(other))
+    assert store.add("n", 1) == sum_
+    assert store.get("n") == str(sum_).encode()
+
+
+@pytest.mark.parametrize(
+    ("action", "returned", "after"),
+    [
+        (lambda other: other.append("k", "c,"), b"a,b,c,", b"a,b,c,"),
+        (lambda other: other.set("k", "new"), b"new", b"new"),
+        (lambda other: other.set("k", "a,b,"), b"mine", b"mine"),
+        (lambda other: other.delete_key("k"), b"a,b,", None),
+        (lambda other: (other.delete_key("k"), other.append("k", "a,"), other.append("k", "b,")), b"mine", b"mine"),
+    ],
+    ids=["append", "set", "set to the same", "delete", "delete and write it again"],
+)
+def test_compare_set_of_what_was_appended_compares_what_is_there_when_it_writes(
+    store: EtcdStore,
+    other: EtcdStore,
+    between: Between,
+    action: Callable[[EtcdStore], object],
+    returned: bytes,
+    after: bytes | None,
+) -> None:
+    store.append("k", "a,")
+    store.append("k", "b,")
+    between(lambda: action(other))
+    assert store.compare_set("k", "a,b,", "mine") == returned
+    assert store.check(["k"]) == (after is not None)
+    if after is not None:
+        assert store.get("k") == after
+
+
+@pytest.mark.parametrize("wait", ["wait", "get", "barrier"])
+def test_what_comes_between_the_look_and_the_watch_is_not_missed(
+    store: EtcdStore, other: EtcdStore, monkeypatch: pytest.MonkeyPatch, wait: str
+) -> None:
+    """Here: before the watch is even asked for. A waiter that missed it would look again only after a while."""
+    watch, came = etcd_waiting.Watch, []
+
+    def comes_first(*arguments: Any) -> etcd_waiting.Watch:
+        if not came and wait != "barrier":
+            came.append(other.set("k", "1"))
+        return watch(*arguments)
+
+    monkeypatch.setattr(etcd_waiting, "Watch", comes_first)
+    if wait == "barrier":
+        # There the watch is asked for before the transaction: make the last one come before etcd has confirmed it.
+        monkeypatch.setattr(etcd_store, "early_watch", lambda *_: None)
+        once = Cluster.once
+
+        def and_theirs(cluster: Cluster, *arguments: Any) -> Any:
+            answer = once(cluster, *arguments)
+            if not came:
+                came.append(1)
+                other.barrier("k", 2, timedelta(seconds=5))
+            return answer
+
+        monkeypatch.setattr(Cluster, "once", and_theirs)
+    began = time.monotonic()
+    {"wait": lambda: store.wait(["k"]), "get": lambda: store.get("k"), "barrier": lambda: store.barrier("k", 2)}[wait]()
+    assert came
+    assert time.monotonic() - began < etcd_waiting.SLICE - 0.5
