@@ -57,6 +57,7 @@ class Connection:
         self._store = store
         self._native_barrier = has_native_barrier(store)
         self._barrier = store.barrier if self._native_barrier else self._emulated_barrier
+        self._compare_set_and_wake = getattr(store, "compare_set_and_wake", None)
         self._socket = _client_socket(store)
 
     def _call(self, operation: Callable[..., Any], *arguments: object) -> Any:
@@ -105,9 +106,11 @@ class Connection:
         return True
 
     def barrier_then_compare_set(
-        self, key: str, size: int, patience: timedelta, target: str, expected: str, desired: str
+        self, key: str, size: int, patience: timedelta, target: str, expected: str, desired: str, wake: str = ""
     ) -> tuple[bool] | tuple[bool, str]:
         """`barrier`, and if all came, `compare_set`: the replies. The fast path's two operations without a call between them.
+
+        wake: where the store can, it is set together with the register, and `wakes` is True: one commit less in etcd.
 
         When it raises ConnectionBroken, `replies` holds what had come before.
         """
@@ -119,6 +122,8 @@ class Connection:
             self._barrier(key, size, patience)
             self.replies = (True,)
             self.flight += 2
+            if wake and self._compare_set_and_wake is not None:
+                return True, _text(target, self._compare_set_and_wake(target, expected, desired, wake))
             return True, _text(target, self._store.compare_set(target, expected, desired))
         except DistNetworkError as error:
             self.broken = True
@@ -132,6 +137,11 @@ class Connection:
             raise
         finally:
             self.flight += 1
+
+    @property
+    def wakes(self) -> bool:
+        """Whether `barrier_then_compare_set` sets what it is given as `wake`."""
+        return self._compare_set_and_wake is not None
 
     def _emulated_barrier(self, key: str, size: int, patience: timedelta) -> None:
         opened = key + OPENED

@@ -82,7 +82,13 @@ class Driver:
         broken: ConnectionBroken | None = None
         try:
             replies = connection.barrier_then_compare_set(
-                f"{BARRIER}{k}:count", len(epoch.members), self.patience, keys.REGISTER, state.record_text(), head + epoch.me
+                f"{BARRIER}{k}:count",
+                len(epoch.members),
+                self.patience,
+                keys.REGISTER,
+                state.record_text(),
+                head + epoch.me,
+                keys.full(k),
             )
             if len(replies) == 2:
                 text = replies[1]
@@ -90,7 +96,7 @@ class Driver:
                 if winner is not None:
                     record = Record(generation, k + 1, name, True, False, winner)
                     state.decide_in_epoch(record, text)
-                    if winner == state.me:
+                    if winner == state.me and not connection.wakes:
                         with suppress(ConnectionBroken):
                             connection.set(keys.full(k), "1")
                     return Decision(record, state.listed, state.me)

@@ -123,6 +123,13 @@ class EtcdStore(Store):  # type: ignore[misc]  # torch's types are not followed
 
     def compare_set(self, key: str, expected: str | bytes, desired: str | bytes) -> bytes:
         """`desired` if the key held `expected`, or was missing and `expected` is empty; else what it holds, or `expected` if it is missing."""
+        return self._compare_set(key, expected, desired, [])
+
+    def compare_set_and_wake(self, key: str, expected: str | bytes, desired: str | bytes, wake: str) -> bytes:
+        """`compare_set`, and if it changes the key then `set(wake, "1")` in the same transaction: to tell those who wait for that."""
+        return self._compare_set(key, expected, desired, self._cell(wake).overwrite(b"1", self._session.lease))
+
+    def _compare_set(self, key: str, expected: str | bytes, desired: str | bytes, also: list[Any]) -> bytes:
         cell, deadline = self._cell(key), self._deadline()
         old, new = _bytes(expected), _bytes(desired)
         if old == new and old:
@@ -132,7 +139,7 @@ class EtcdStore(Store):  # type: ignore[misc]  # torch's types are not followed
         conditions = cell.holds(old) if old else cell.is_missing()
         overwrite = cell.overwrite(new, self._session.lease)
         for _ in _contended(deadline):
-            outcome = self._write(key, conditions, overwrite, [cell.read()], deadline)
+            outcome = self._write(key, conditions, [*overwrite, *also], [cell.read()], deadline)
             if outcome.applied:
                 return new
             parts = _parts(outcome)
