@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from coxless.stores.local_etcd import LocalEtcd
 
 NewRun = Callable[..., str]
+NO_ETCD = "etcd is not installed: apt-get install etcd-server, or name the program in COXLESS_ETCD"
 _runs = count()
 
 
@@ -17,9 +18,16 @@ def running_etcd(members: int) -> "Iterator[LocalEtcd]":
     from coxless.stores.local_etcd import LocalEtcd, find_etcd
 
     if find_etcd() is None:
-        pytest.skip("etcd is not installed: apt-get install etcd-server, or name the program in COXLESS_ETCD")
+        pytest.skip(NO_ETCD)
     with LocalEtcd(members) as cluster:
         yield cluster
+
+
+def needs_etcd() -> pytest.MarkDecorator:
+    """For a test that starts an etcd otherwise than by a fixture of this file."""
+    from coxless.stores.local_etcd import find_etcd
+
+    return pytest.mark.skipif(find_etcd() is None, reason=NO_ETCD)
 
 
 @pytest.fixture(scope="session")

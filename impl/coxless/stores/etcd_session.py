@@ -242,9 +242,19 @@ def join(address: EtcdAddress, deadline: Deadline) -> Session:
     """
     with _lock:
         session = _sessions.get(address)
-        if session is not None and not session.lost:
+        if session is not None:
             session.users += 1
+    if session is not None:
+        try:
+            session.read([], deadline)  # as a new connection would, it finds out whether the keys are still there
             return session
+        except DistNetworkError:
+            leave(session)
+            if not session.lost:
+                raise
+        except BaseException:
+            leave(session)
+            raise
     cluster = Cluster(address)
     try:
         made = Session(cluster, deadline)

@@ -23,7 +23,7 @@ from coxless.stores.etcd import EtcdStore
 from coxless.stores.etcd_cluster import Cluster, Deadline, Method
 from coxless.stores.local_etcd import LocalEtcd, find_etcd
 
-from ...conftest import NewRun
+from ...conftest import NO_ETCD, NewRun, needs_etcd
 
 SOON = timedelta(seconds=2)
 PASSWORD = "pass/word@1"
@@ -70,7 +70,8 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Keys:
     return Keys(folder / "ca.pem", folder / "cert.pem", folder / "key.pem")
 
 
-def test_tls_with_certificates_on_both_sides(keys: Keys, needs_etcd: None) -> None:
+@needs_etcd()
+def test_tls_with_certificates_on_both_sides(keys: Keys) -> None:
     arguments = (
         "--cert-file",
         str(keys.cert),
@@ -105,14 +106,10 @@ def test_a_file_that_is_not_there_is_named() -> None:
 
 
 @pytest.fixture(scope="module")
-def needs_etcd() -> None:
-    if find_etcd() is None:
-        pytest.skip("etcd is not installed: apt-get install etcd-server, or name the program in COXLESS_ETCD")
-
-
-@pytest.fixture(scope="module")
-def guarded(needs_etcd: None) -> Iterator[LocalEtcd]:
+def guarded() -> Iterator[LocalEtcd]:
     """A cluster with users: `job` may use what is below /coxless/job/. Its tokens last a second."""
+    if find_etcd() is None:
+        pytest.skip(NO_ETCD)
     with LocalEtcd(1, arguments=("--auth-token-ttl", "1")) as cluster:
         for user, password in (("root", "r"), ("job", PASSWORD)):
             ask(
@@ -229,7 +226,8 @@ def test_a_sum_of_more_than_64_bits_is_refused(new_run: NewRun) -> None:
         store.add("n", 1)
 
 
-def test_a_full_etcd_is_said_to_be_full(needs_etcd: None) -> None:
+@needs_etcd()
+def test_a_full_etcd_is_said_to_be_full() -> None:
     """Not final: an operator can make room, and the job goes on."""
     with LocalEtcd(1, arguments=("--quota-backend-bytes", "1000000")) as cluster:
         store = EtcdStore(cluster.address("r"), timedelta(seconds=1))
@@ -283,7 +281,8 @@ def free_port_address() -> str:
         return f"etcd://127.0.0.1:{reserved.getsockname()[1]}/r"
 
 
-def test_a_cluster_that_comes_late_is_waited_for(needs_etcd: None) -> None:
+@needs_etcd()
+def test_a_cluster_that_comes_late_is_waited_for() -> None:
     cluster = LocalEtcd(1)
     found: list[bytes] = []
 
