@@ -1,22 +1,23 @@
 """An etcd cluster on this machine, for tests, benchmarks and trying out: all members on the loopback address, gone at the end."""
 
+import json
 import os
 import shutil
 import signal
 import subprocess
 import tempfile
 import time
+import urllib.request
 from datetime import timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import grpc
-from aetcd import rpc
-
 from ..binding import bind
 from ..errors import CoxlessError, StoreUnreachableError
 from ..rank_process import leashed
+
+_no_proxy = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 READY_TIMEOUT = timedelta(seconds=60)
 _MEMORY = Path("/dev/shm")  # no disk to wait for: what is measured on it says nothing about disks
@@ -120,7 +121,7 @@ class LocalEtcd:
         """The number of the member that says that it leads; None when none does, or answers."""
         for number in range(len(self._processes)):
             status = self._status(number)
-            if status is not None and status.leader and status.leader == status.header.member_id:
+            if status is not None and status.get("leader", "0") == status["header"]["member_id"]:
                 return number
         return None
 
@@ -135,20 +136,18 @@ class LocalEtcd:
             time.sleep(0.05)
         return leader
 
-    def _status(self, number: int) -> Any:
+    def _status(self, number: int) -> dict[str, Any] | None:
+        """What the member says of itself, None when it does not answer. Over HTTP: who has used gRPC cannot be forked any more."""
         process = self._processes[number]
         if process is None or process.poll() is not None:
             return None
-        with grpc.insecure_channel(f"127.0.0.1:{self.ports[number]}", [("grpc.enable_http_proxy", 0)]) as channel:
-            ask = channel.unary_unary(
-                "/etcdserverpb.Maintenance/Status",
-                request_serializer=rpc.StatusRequest.SerializeToString,
-                response_deserializer=rpc.StatusResponse.FromString,
-            )
-            try:
-                return ask(rpc.StatusRequest(), timeout=0.5)
-            except grpc.RpcError:
-                return None
+        ask = urllib.request.Request(f"http://127.0.0.1:{self.ports[number]}/v3/maintenance/status", data=b"{}")
+        try:
+            with _no_proxy.open(ask, timeout=0.5) as answer:
+                status: dict[str, Any] = json.load(answer)
+                return status
+        except (OSError, ValueError):
+            return None
 
     def _last_words(self) -> str:
         lines = [line for log in sorted(self._data.glob("*.log")) for line in log.read_text(errors="replace").splitlines()[-1:]]
