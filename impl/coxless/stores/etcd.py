@@ -21,9 +21,9 @@ from torch.distributed import DistNetworkError, DistStoreError, Store
 
 from ..address import EtcdAddress, parse
 from .etcd_cells import OPS, Cell, came_at_least, nested, put
-from .etcd_cluster import Deadline, Refused
+from .etcd_cluster import GRACE, Deadline, Refused
 from .etcd_session import Outcome, Session, join, leave
-from .etcd_waiting import early_watch, wait_until_there
+from .etcd_waiting import SLICE, wait_until_there
 
 DEFAULT_TIMEOUT = timedelta(seconds=300)  # TCPStore's
 _REQUEST_BYTES = 1 << 20  # of the values that go into one transaction; etcd takes 1.5 MiB in all unless told otherwise
@@ -153,7 +153,7 @@ class EtcdStore(Store):  # type: ignore[misc]  # torch's types are not followed
 
     def delete_key(self, key: str) -> bool:
         cell, deadline = self._cell(key), self._deadline()
-        outcome = self._write(key, [], [cell.delete()], [], deadline)
+        outcome = self._write(key, [], cell.delete(), [], deadline)
         if outcome.responses is not None:
             return bool(outcome.responses[0].response_delete_range.deleted)
         # The reply was lost; what there was just before it took effect tells the same.
@@ -226,9 +226,7 @@ class EtcdStore(Store):  # type: ignore[misc]  # torch's types are not followed
         Raises DistStoreError when the others did not come in time.
         """
         cell, deadline, session = self._cell(key), self._deadline(timeout), self._session
-        # Asked for before the transaction, so that etcd prepares it meanwhile.
-        watch = early_watch(session, cell.opened, deadline) if world_size > 1 else None
-        try:
+        with session.openings.expected(cell.opened) as opening:
             count, opened = put(cell.counter, b"", session.lease), put(cell.opened, b"", session.lease)
             arrive = nested([came_at_least(cell.counter, world_size - 1)], [count, opened], [count])
             outcome = self._write(key, [], [arrive], [], deadline)
@@ -237,11 +235,15 @@ class EtcdStore(Store):  # type: ignore[misc]  # torch's types are not followed
                 if outcome.responses[0].response_txn.succeeded:
                     return
                 closed_at = outcome.revision
-            if not wait_until_there(session, cell.opened, b"", deadline, missing_at=closed_at, watch=watch):
+                if opening.wait(closed_at, min(deadline.left_to_wait(), SLICE)):
+                    return
+            if opening.covered_since:
+                closed_at = 0  # it was not told of, which is no proof
+            began = deadline.left_to_wait()
+            if not wait_until_there(session, cell.opened, b"", deadline, missing_at=closed_at):
                 raise _timed_out("barrier", deadline, [key])
-        finally:
-            if watch is not None:
-                watch.close()
+            if opening.covered_since and began - deadline.left_to_wait() < GRACE:
+                session.openings.distrust()
 
     # The names by which C++ calls these two; it calls the others by theirs.
     deleteKey = delete_key

@@ -3,7 +3,7 @@
     /coxless/{run}/key/{name}|          what was set
     /coxless/{run}/key/{name}|+{token}  what one append appended, in the order in which etcd created them
     /coxless/{run}/key/{name}|#         how many came to the barrier of this name: the version that etcd counts for each key
-    /coxless/{run}/key/{name}|=         the barrier is open
+    /coxless/{run}/open/{name}          that barrier is open
 
 So `append` and `barrier` change nothing that another client has to have read before: each is one transaction, however many do it at
 once. The first key of a cell is written together with the deletion of the others, so it is always the oldest.
@@ -27,6 +27,7 @@ class Cell(NamedTuple):
     """The names of one key's parts."""
 
     base: bytes
+    opened: bytes
 
     @property
     def end(self) -> bytes:
@@ -35,10 +36,6 @@ class Cell(NamedTuple):
     @property
     def counter(self) -> bytes:
         return self.base + b"#"
-
-    @property
-    def opened(self) -> bytes:
-        return self.base + b"="
 
     def appended(self, token: bytes) -> bytes:
         return self.base + b"+" + token
@@ -54,8 +51,10 @@ class Cell(NamedTuple):
     def count_parts(self) -> Any:
         return rpc.RequestOp(request_range=rpc.RangeRequest(key=self.base, range_end=self.end, count_only=True))
 
-    def delete(self) -> Any:
-        return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=self.base, range_end=self.end))
+    def delete(self) -> list[Any]:
+        """The first one's response tells whether there was something."""
+        opened = rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=self.opened))
+        return [rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=self.base, range_end=self.end)), opened]
 
     def overwrite(self, value: bytes, lease: int) -> list[Any]:
         rest = rpc.DeleteRangeRequest(key=self.base + _ENTRY, range_end=self.end)
@@ -90,8 +89,6 @@ class Cell(NamedTuple):
         """What the key holds, None when it is missing."""
         value: bytes | None = None
         for part in parts:
-            if part.key == self.opened:
-                continue
             value = (value or b"") + (str(part.version).encode() if part.key == self.counter else part.value)
         return value
 
@@ -102,11 +99,13 @@ class Layout:
     def __init__(self, run: str) -> None:
         self.root = f"/coxless/{run}/".encode()
         self.lease = self.root + b"lease"
+        self.openings = self.root + b"open/"
         self._keys = self.root + b"key/"
 
     def cell(self, key: str | bytes) -> Cell:
         name = key.encode() if isinstance(key, str) else bytes(key)
-        return Cell(self._keys + quote_from_bytes(name, _SAFE).encode() + b"|")
+        escaped = quote_from_bytes(name, _SAFE).encode()
+        return Cell(self._keys + escaped + b"|", self.openings + escaped)
 
     def slot(self, name: str) -> bytes:
         return self.root + b"slot/" + name.encode()

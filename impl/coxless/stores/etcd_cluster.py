@@ -130,8 +130,8 @@ class Cluster:
             for endpoint in address.endpoints
         ]
         self._stubs: dict[tuple[int, Method], Any] = {}
-        # Processes begin with different members, so that no single one carries them all.
-        self._current = random.Random(os.getpid()).randrange(len(self._channels))
+        # Which member is asked. Processes begin with different ones, so that no single one carries them all.
+        self.current = random.Random(os.getpid()).randrange(len(self._channels))
         self._login = threading.Lock()
         self._token = ""
         self.trouble = ""
@@ -150,7 +150,7 @@ class Cluster:
 
     def once(self, method: Method, request: Any, deadline: Deadline) -> Any:
         """One attempt at the member that answered last. Raises Unanswered, and the next attempt goes to another one; Refused."""
-        member = self._current
+        member = self.current
         metadata = self._metadata(deadline)
         limit = deadline.attempt
         try:
@@ -160,9 +160,9 @@ class Cluster:
         except ValueError as error:  # the channel was closed meanwhile
             raise Unanswered(str(error)) from None
 
-    def stream(self, method: Method, request: Any, limit: float, deadline: Deadline) -> tuple[Any, int, Any]:
+    def stream(self, method: Method, request: Any, limit: float | None, deadline: Deadline) -> tuple[Any, int, Any]:
         """The stream of answers to one request, which ends after `limit` seconds, and what `judged` is to be told about its errors."""
-        member = self._current
+        member = self.current
         metadata = self._metadata(deadline)
         try:
             return self._stub(member, method, True)(request, timeout=limit, metadata=metadata), member, metadata
@@ -197,8 +197,8 @@ class Cluster:
 
     def move_on(self, member: int) -> None:
         """Ask another member from now on, unless another thread has seen to that."""
-        if self._current == member:
-            self._current = (member + 1) % len(self._channels)
+        if self.current == member:
+            self.current = (member + 1) % len(self._channels)
 
     def unreachable(self, deadline: Deadline) -> DistNetworkError:
         return DistNetworkError(
@@ -240,7 +240,7 @@ class Cluster:
 
     def _authenticate(self, deadline: Deadline) -> str:
         request = rpc.AuthenticateRequest(name=self.address.user, password=self.address.password)
-        member, limit = self._current, deadline.attempt
+        member, limit = self.current, deadline.attempt
         try:
             stub = self._stub(member, AUTHENTICATE, False)
             return str(stub(request, timeout=limit, metadata=(("hasleader", "true"),)).token)

@@ -21,6 +21,7 @@ from aetcd import rpc
 from torch.distributed import DistNetworkError
 
 from ..address import EtcdAddress
+from .etcd_barrier import Openings
 from .etcd_cells import Layout, created_at, nested, put, read, revision_is
 from .etcd_cluster import GRANT, KEEP_ALIVE, RANGE, REVOKE, TXN, Cluster, Deadline, Refused, TurnedAway, Unanswered
 
@@ -63,6 +64,7 @@ class Session:
         self.lost = ""
         """Why its keys are gone, once they are."""
         self.users = 0
+        self.openings = Openings(self)
         self._name = os.urandom(6).hex()
         self._slots: deque[_Slot] = deque()
         self._made = 0
@@ -216,6 +218,7 @@ class Session:
         """Stop renewing the lease and close the connections; the run's keys stay for as long as others renew it."""
         self.lost = self.lost or f"this client of {self.cluster.address} was closed"
         self._stop.set()
+        self.openings.close()
         self.cluster.close()
 
 

@@ -184,7 +184,7 @@ def test_with_one_member_stopped_no_call_fails(etcd3: LocalEtcd, store: EtcdStor
         if number == etcd3.await_leader():
             continue
         etcd3.pause(number)
-        store._session.cluster._current = number
+        store._session.cluster.current = number
         store.set_timeout(timedelta(seconds=3))
         assert store.add("n", 1)
         assert store.get("k") == b"1"
@@ -198,7 +198,7 @@ def test_a_wait_outlives_the_member_that_it_waits_on(etcd3: LocalEtcd, store: Et
     leader = etcd3.await_leader()
     number = (leader + 1) % 3
     waiter = store.clone()
-    waiter._session.cluster._current = number
+    waiter._session.cluster.current = number
     woken: list[float] = []
 
     def wait() -> None:
@@ -210,7 +210,7 @@ def test_a_wait_outlives_the_member_that_it_waits_on(etcd3: LocalEtcd, store: Et
     time.sleep(0.3)
     (etcd3.kill if fault == "kill" else etcd3.pause)(number)
     other = EtcdStore.clone(store)
-    other._session.cluster._current = leader
+    other._session.cluster.current = leader
     other.set("k", "1")
     began = time.monotonic()
     thread.join(30)

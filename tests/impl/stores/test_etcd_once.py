@@ -3,6 +3,8 @@
 `Cluster.once` is the one way out to etcd. Here it loses replies, loses requests, or lets them arrive only after the caller was answered.
 """
 
+import statistics
+import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -11,9 +13,9 @@ from typing import Any
 import pytest
 from torch.distributed import DistNetworkError, DistStoreError
 
-from coxless.stores import etcd as etcd_store
 from coxless.stores import etcd_waiting
 from coxless.stores.etcd import EtcdStore
+from coxless.stores.etcd_barrier import Expectation
 from coxless.stores.etcd_cluster import TXN, Cluster, Deadline, Unanswered
 
 from ...conftest import NewRun
@@ -311,7 +313,7 @@ def test_compare_set_of_what_was_appended_compares_what_is_there_when_it_writes(
         assert store.get("k") == after
 
 
-@pytest.mark.parametrize("wait", ["wait", "get", "barrier"])
+@pytest.mark.parametrize("wait", ["wait", "get"])
 def test_what_comes_between_the_look_and_the_watch_is_not_missed(
     store: EtcdStore, other: EtcdStore, monkeypatch: pytest.MonkeyPatch, wait: str
 ) -> None:
@@ -319,25 +321,75 @@ def test_what_comes_between_the_look_and_the_watch_is_not_missed(
     watch, came = etcd_waiting.Watch, []
 
     def comes_first(*arguments: Any) -> etcd_waiting.Watch:
-        if not came and wait != "barrier":
+        if not came:
             came.append(other.set("k", "1"))
         return watch(*arguments)
 
     monkeypatch.setattr(etcd_waiting, "Watch", comes_first)
-    if wait == "barrier":
-        # There the watch is asked for before the transaction: make the last one come before etcd has confirmed it.
-        monkeypatch.setattr(etcd_store, "early_watch", lambda *_: None)
-        once = Cluster.once
-
-        def and_theirs(cluster: Cluster, *arguments: Any) -> Any:
-            answer = once(cluster, *arguments)
-            if not came:
-                came.append(1)
-                other.barrier("k", 2, timedelta(seconds=5))
-            return answer
-
-        monkeypatch.setattr(Cluster, "once", and_theirs)
     began = time.monotonic()
-    {"wait": lambda: store.wait(["k"]), "get": lambda: store.get("k"), "barrier": lambda: store.barrier("k", 2)}[wait]()
+    {"wait": lambda: store.wait(["k"]), "get": lambda: store.get("k")}[wait]()
     assert came
     assert time.monotonic() - began < etcd_waiting.SLICE - 0.5
+
+
+# -- the watch that barriers share
+
+
+def meet(store: EtcdStore, other: EtcdStore, key: str) -> float:
+    """How long the first one waited at the barrier after the second had come."""
+    came: list[float] = []
+
+    def come() -> None:
+        other.barrier(key, 2, timedelta(seconds=20))
+        came.append(time.monotonic())
+
+    timer = threading.Timer(0.3, come)
+    timer.start()
+    store.barrier(key, 2, timedelta(seconds=20))
+    through = time.monotonic()
+    timer.join()
+    return through - came[0]
+
+
+def test_an_opening_is_told_at_once(store: EtcdStore, other: EtcdStore) -> None:
+    store.barrier("first", 1)
+    assert statistics.median(meet(store, other, f"b{turn}") for turn in range(5)) < 0.05
+
+
+@pytest.mark.parametrize("covered", [False, True], ids=["it is not there", "it says nothing"])
+def test_a_barrier_does_not_depend_on_the_watch(
+    store: EtcdStore, other: EtcdStore, monkeypatch: pytest.MonkeyPatch, covered: bool
+) -> None:
+    store.barrier("first", 1)
+    openings = store._session.openings
+    if covered:  # as that of a member which has stopped
+        monkeypatch.setattr(Expectation, "opened", lambda *_: None)
+    else:
+        monkeypatch.setattr(openings, "_watch", None)
+        monkeypatch.setattr(openings, "_since", 0)
+        monkeypatch.setattr(openings, "_begin", lambda: None)
+    assert meet(store, other, "b") < etcd_waiting.SLICE + 0.5
+    if covered:
+        assert openings._watch is None  # it is not believed again
+        monkeypatch.undo()
+        store.barrier("second", 1)
+        assert meet(store, other, "c") < 1
+
+
+def test_a_watch_that_breaks_while_somebody_waits_is_replaced(store: EtcdStore, other: EtcdStore) -> None:
+    store.barrier("first", 1)
+    openings = store._session.openings
+    threading.Timer(0.15, openings.distrust).start()
+    assert meet(store, other, "b") < 1
+    assert openings._watch is None
+    assert meet(store, other, "c") < 1
+    assert openings._watch is not None
+
+
+def test_an_opening_of_before_the_key_was_deleted_is_none(store: EtcdStore, other: EtcdStore) -> None:
+    for _ in range(3):
+        meet(store, other, "b")
+        store.delete_key("b")
+        with pytest.raises(DistStoreError):
+            store.barrier("b", 2, timedelta(milliseconds=50))
+        store.delete_key("b")
