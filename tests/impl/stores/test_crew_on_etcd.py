@@ -22,7 +22,7 @@ from ..crews import Process, crew_of, in_threads
 
 pytestmark = pytest.mark.processes
 
-SILENT = 4.0
+SILENT = 3.0
 QUICK: dict[str, Any] = {
     "heartbeat_interval": 0.3,
     "heartbeat_timeout": SILENT,

@@ -126,6 +126,38 @@ def test_coxless_run(new_run: NewRun, tmp_path: Path, by: str) -> None:
     assert sorted(ended.stdout.splitlines()) == [f"[rank {rank}] end EtcdStore('{etcd.etcd}')" for rank in range(2)]
 
 
+@pytest.mark.processes
+def test_two_launchers_make_one_crew(new_run: NewRun, tmp_path: Path) -> None:
+    """As on two machines: each starts its own ranks, and neither runs a store."""
+    program = tmp_path / "train.py"
+    program.write_text(
+        "import coxless\nwith coxless.join_from_env() as crew:\n    for i in crew.iterations(until=5): pass\n"
+        "    print('world', i.world_size, 'of', crew.world.world_size)\n"
+    )
+    address = new_run()
+    common = [sys.executable, "-m", "coxless", "run", "--ranks", "2", "--world-size", "4", "--store", address, "--quiet"]
+    nodes = [
+        subprocess.Popen([*common, "--first-rank", str(2 * node), str(program)], stdout=subprocess.PIPE, text=True)
+        for node in (0, 1)
+    ]
+    told = [node.communicate(timeout=120)[0] for node in nodes]
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert sorted("".join(told).splitlines()) == [f"[rank {rank}] world 4 of 4" for rank in range(4)]
+
+
+@pytest.mark.processes
+def test_under_torchrun_the_address_in_the_environment_counts(new_run: NewRun, tmp_path: Path) -> None:
+    program = tmp_path / "train.py"
+    program.write_text(
+        "import coxless\nwith coxless.join_from_env() as crew: print('store', type(crew.store).__name__, flush=True)\n"
+    )
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", str(program)]
+    environment = {**os.environ, "COXLESS_STORE": new_run()}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.split() == ["store", "EtcdStore"] * 2
+
+
 @pytest.mark.parametrize(
     ("address", "message"),
     [
