@@ -52,9 +52,11 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     let_go(made)
 
 
-@pytest.fixture(params=FULL)
-def shared_address(request: pytest.FixtureRequest) -> str:
+@pytest.fixture(params=[*FULL, "FileStore"])
+def shared_address(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Of a store that several processes can open, empty of this test's keys."""
+    if request.param == "FileStore":
+        return f"file://{tmp_path}/store"
     if request.param == "TCPStore":
         server: StoreServer = request.getfixturevalue("tcp_server")
         return server.address

@@ -11,6 +11,7 @@ from datetime import timedelta
 import pytest
 from torch.distributed import DistNetworkError, DistStoreError, FileStore, HashStore, PrefixStore, Store, TCPStore
 
+from coxless.connection import Connection
 from coxless.stores.etcd import EtcdStore
 
 SOON = timedelta(milliseconds=50)
@@ -138,9 +139,9 @@ def test_add_goes_on_from_a_number_that_was_set(store: Store) -> None:
 
 
 @pytest.mark.parametrize("kind", ["EtcdStore", "HashStore", "FileStore"])
-def test_add_to_what_is_no_number_is_an_error(kind: str, request: pytest.FixtureRequest) -> None:
+def test_add_to_what_is_no_number_is_an_error(kind: str, any_store: Callable[[str], Store]) -> None:
     """TCPStore hangs up."""
-    store = request.getfixturevalue("any_store")(kind)
+    store = any_store(kind)
     store.set("n", "text")
     with pytest.raises(ValueError, match=r"stoll|number"):
         store.add("n", 1)
@@ -198,6 +199,18 @@ def test_check_wants_them_all(store: Store) -> None:
     store.add("c", 0)
     assert store.check(["a", "b", "c"])
     assert not store.check(["a", "missing", "c"])
+
+
+def test_the_list_of_keys(store: Store) -> None:
+    own = ["efcount/"] if isinstance(store, FileStore) else []  # how many have it open
+    assert store.list_keys() == own
+    store.set("a", "1")
+    store.append("b/c", "1")
+    store.append("b/c", "2")
+    store.add("n", 1)
+    assert sorted(store.list_keys()) == sorted([*own, "a", "b/c", "n"])
+    store.delete_key("b/c")
+    assert sorted(store.list_keys()) == sorted([*own, "a", "n"])
 
 
 def test_the_list_of_keys_and_their_number(full: Store) -> None:
@@ -356,13 +369,61 @@ def test_the_two_kinds_of_error_are_told_apart() -> None:
 # -- order
 
 
-def test_what_was_appended_before_a_flag_is_there_when_the_flag_is(full: Store) -> None:
-    reader = full.clone()
+def test_what_was_appended_before_a_flag_is_there_when_the_flag_is(store: Store) -> None:
+    reader = store.clone()
     for turn in range(100):
-        full.append(f"arrived{turn}", "me,")
-        full.set(f"full{turn}", "1")
+        store.append(f"arrived{turn}", "me,")
+        store.set(f"full{turn}", "1")
         reader.wait([f"full{turn}"], LONG)
         assert reader.compare_set(f"arrived{turn}", PROBE, PROBE) == b"me,"
+
+
+# -- many at once
+
+
+def test_of_many_threads_nothing_is_lost(store: Store) -> None:
+    """Those of a HashStore have no other way to share it; between processes: test_many_clients.py."""
+    numbers: list[int] = []
+    wins: list[bytes] = []
+
+    def run(me: int) -> None:
+        mine = store.clone()
+        for turn in range(25):
+            numbers.append(mine.add("n", 1))
+            mine.append("log", f"{me}.{turn},")
+            if (won := mine.compare_set(f"decision{turn}", "", f"by {me}")) == f"by {me}".encode():
+                wins.append(won)
+
+    threads = [threading.Thread(target=run, args=(me,)) for me in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert sorted(numbers) == list(range(1, 101))
+    assert len(wins) == 25
+    log = store.get("log").decode().split(",")[:-1]
+    assert sorted(log) == sorted(f"{me}.{turn}" for me in range(4) for turn in range(25))
+
+
+# -- the barrier: of the crew's connection on every store, whether it is one operation there or several
+
+
+def test_the_crews_barrier_lets_all_through_and_counts_who_ran_out_of_time(store: Store) -> None:
+    first, second = Connection(store), Connection(store)
+    assert not first.barrier("b:count", 2, timedelta(milliseconds=20))
+    assert second.barrier("b:count", 2, timedelta(seconds=20))
+    assert first.read("b:count") == "2"
+    third = Connection(store)
+    through: list[bool] = []
+    thread = threading.Thread(target=lambda: through.append(third.barrier("c:count", 2, timedelta(seconds=20))))
+    thread.start()
+    assert first.barrier("c:count", 2, timedelta(seconds=20))
+    thread.join(30)
+    assert through == [True]
+    first.delete("b:count")
+    assert not first.barrier("b:count", 2, timedelta(milliseconds=20))
+    for connection in (first, second, third):
+        connection.close()
 
 
 # -- the barrier that is one operation
@@ -430,9 +491,9 @@ def test_a_clone_begins_with_the_originals_timeout_and_has_its_own_from_then_on(
     assert full.timeout == timedelta(seconds=7)
 
 
-def test_a_clone_works_while_the_original_waits(full: Store) -> None:
-    clone = full.clone()
-    thread = threading.Thread(target=full.wait, args=(["k"], LONG))
+def test_a_clone_works_while_the_original_waits(store: Store) -> None:
+    clone = store.clone()
+    thread = threading.Thread(target=store.wait, args=(["k"], LONG))
     thread.start()
     clone.add("n", 1)
     clone.set("k", "1")
@@ -459,6 +520,11 @@ def test_under_a_prefix_the_store_does_the_same(store: Store) -> None:
     with pytest.raises(RuntimeError) as caught:
         prefixed.wait(["k"], SOON)
     assert runs_out(caught.value)
+
+
+def test_a_file_store_keeps_its_keys_for_whoever_comes_next(any_store: Callable[[str], Store]) -> None:
+    any_store("FileStore").set("k", "1")
+    assert any_store("FileStore").get("k") == b"1"
 
 
 def test_the_kinds_are_what_they_are_called(full: Store) -> None:
