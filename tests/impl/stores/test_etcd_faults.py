@@ -193,6 +193,29 @@ def test_with_one_member_stopped_no_call_fails(etcd3: LocalEtcd, store: EtcdStor
         etcd3.resume(number)
 
 
+def test_a_member_that_is_cut_off_from_the_others_is_left_at_once(etcd: LocalEtcd, etcd3: LocalEtcd) -> None:
+    """It lives and answers, but has no leader: what is left of another cluster is just that."""
+    etcd3.kill(1)
+    etcd3.kill(2)
+    while etcd3.leader() is not None:
+        time.sleep(0.05)
+    with_others = etcd.address("cut-off").removeprefix("etcd://")
+    store = EtcdStore(f"etcd://127.0.0.1:{etcd3.ports[0]},{with_others}", timedelta(seconds=20))
+    calls: list[Callable[[], object]] = [
+        lambda: store.set("k", "1"),
+        lambda: store.get("k"),
+        lambda: store.barrier("b", 1, LONG),
+        lambda: store.wait(["k"], LONG),
+    ]
+    for call in calls:
+        store._session.cluster.current = 0
+        began = time.monotonic()
+        call()
+        assert time.monotonic() - began < 1
+    assert "no leader" in store._session.cluster.trouble
+    store.close()
+
+
 @pytest.mark.parametrize("fault", ["kill", "pause"])
 def test_a_wait_outlives_the_member_that_it_waits_on(etcd3: LocalEtcd, store: EtcdStore, fault: str) -> None:
     leader = etcd3.await_leader()
