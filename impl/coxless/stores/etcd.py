@@ -226,7 +226,7 @@ class EtcdStore(Store):  # type: ignore[misc]  # torch's types are not followed
         Raises DistStoreError when the others did not come in time.
         """
         cell, deadline, session = self._cell(key), self._deadline(timeout), self._session
-        with session.openings.expected(cell.opened) as opening:
+        with session.openings.expected(cell.opened, deadline) as opening:
             count, opened = put(cell.counter, b"", session.lease), put(cell.opened, b"", session.lease)
             arrive = nested([came_at_least(cell.counter, world_size - 1)], [count, opened], [count])
             outcome = self._write(key, [], [arrive], [], deadline)

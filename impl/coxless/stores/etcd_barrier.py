@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from .etcd_cluster import Deadline, Refused, Unanswered
@@ -19,8 +18,6 @@ from .etcd_waiting import Watch
 
 if TYPE_CHECKING:
     from .etcd_session import Session
-
-_FOREVER = Deadline(timedelta(seconds=-1))
 
 
 class Expectation:
@@ -65,12 +62,12 @@ class Openings:
         self._since = 0
 
     @contextmanager
-    def expected(self, key: bytes) -> Iterator[Expectation]:
-        """Listen for the opening of that barrier during the block."""
+    def expected(self, key: bytes, deadline: Deadline) -> Iterator[Expectation]:
+        """Listen for the opening of that barrier during the block. Does not wait, except for a login, and no longer than the deadline."""
         expectation = Expectation()
         with self._lock:
             if self._watch is None or self._watch.member != self._session.cluster.current:
-                self._begin()
+                self._begin(deadline)
             expectation.covered_since = self._since
             self._expected.setdefault(key, []).append(expectation)
         try:
@@ -92,11 +89,11 @@ class Openings:
 
     # --- with the lock held
 
-    def _begin(self) -> None:
+    def _begin(self, deadline: Deadline) -> None:
         self._end()
         root = self._session.layout.openings
         try:
-            self._watch = Watch(self._session, root, root[:-1] + b"0", None, _FOREVER)
+            self._watch = Watch(self._session, root, root[:-1] + b"0", None, deadline)
         except (Unanswered, Refused):  # whoever waits asks by himself then, and is told
             return
         threading.Thread(target=self._listen, args=(self._watch,), name="coxless-etcd-barriers", daemon=True).start()

@@ -103,7 +103,10 @@ class Layout:
         self._keys = self.root + b"key/"
 
     def cell(self, key: str | bytes) -> Cell:
-        name = key.encode() if isinstance(key, str) else bytes(key)
+        """Raises TypeError for what is neither text nor bytes."""
+        if not isinstance(key, str | bytes):
+            raise TypeError(f"a key is str or bytes, not {type(key).__name__}")
+        name = key.encode() if isinstance(key, str) else key
         escaped = quote_from_bytes(name, _SAFE).encode()
         return Cell(self._keys + escaped + b"|", self.openings + escaped)
 

@@ -252,8 +252,9 @@ def join(address: EtcdAddress, deadline: Deadline) -> Session:
             session.read([], deadline)  # as a new connection would, it finds out whether the keys are still there
             return session
         except DistNetworkError:
+            lost = session.lost
             leave(session)
-            if not session.lost:
+            if not lost:
                 raise
         except BaseException:
             leave(session)

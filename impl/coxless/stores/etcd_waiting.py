@@ -23,7 +23,7 @@ SLICE = 3.0
 
 
 class Watch:
-    """The puts on the keys from `first` up to, but without, `end` (empty: `first` alone), for at most `limit` seconds."""
+    """The puts on the keys from `first` up to, but without, `end` (empty: `first` alone), for at most `limit` seconds; None: until it is closed."""
 
     def __init__(self, session: "Session", first: bytes, end: bytes, limit: float | None, deadline: Deadline) -> None:
         """Only asks; reading the answers raises what went wrong."""

@@ -64,6 +64,8 @@ def test_text_and_bytes_are_the_same(store: Store) -> None:
 def test_what_is_neither_text_nor_bytes_is_refused(full: Store, kind: type) -> None:
     with pytest.raises(TypeError):
         full.set("k", kind())
+    with pytest.raises(TypeError):
+        full.set(kind(), "v")
 
 
 # -- compare_set: what each row does, what it returns

@@ -118,7 +118,11 @@ def test_the_stores_of_a_process_share_what_is_costly(new_run: NewRun) -> None:
 
 @pytest.mark.processes
 def test_a_process_that_closes_nothing_ends_all_the_same(new_run: NewRun) -> None:
-    code = "import sys; from coxless.store import connect; s = connect(sys.argv[1]); s.set('k', '1'); print(s.get('k'))"
+    code = (
+        "import sys; from coxless.store import connect; s = connect(sys.argv[1]); s.set('k', '1'); print(s.get('k'))\n"
+        "try: s.barrier('b', 2, s.timeout / 100)  # which leaves a thread that listens\n"
+        "except RuntimeError: pass\n"
+    )
     ended = subprocess.run([sys.executable, "-c", code, new_run()], capture_output=True, text=True, timeout=60)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "b'1'\n", "")
 
@@ -153,6 +157,7 @@ def test_a_forked_child_is_told_and_does_its_parent_no_harm(new_run: NewRun) -> 
     ended = subprocess.run([sys.executable, "-c", FORK, new_run()], capture_output=True, text=True, timeout=90)
     assert ended.returncode == 0, ended.stderr
     assert ended.stdout.count("connections do not survive a fork: make another one here") == 3
+    assert ended.stderr == ""
 
 
 def test_a_store_cannot_be_pickled(new_run: NewRun) -> None:

@@ -367,7 +367,7 @@ def test_a_barrier_does_not_depend_on_the_watch(
     else:
         monkeypatch.setattr(openings, "_watch", None)
         monkeypatch.setattr(openings, "_since", 0)
-        monkeypatch.setattr(openings, "_begin", lambda: None)
+        monkeypatch.setattr(openings, "_begin", lambda deadline: None)
     assert meet(store, other, "b") < etcd_waiting.SLICE + 0.5
     if covered:
         assert openings._watch is None  # it is not believed again
