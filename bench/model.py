@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import click
 
 from coxless_model.environment import hardened
-from coxless_model.explore import Limits, explore
+from coxless_model.explore import explore
 from coxless_model.machine import System
 from coxless_model.plain import plain_search
+from coxless_model.results import Limits
 from coxless_model.simulate import simulate
 from coxless_model.two_phase_commit import TwoPhaseCommit
 from coxless_model.verify import machine

@@ -11,91 +11,21 @@ A search that comes to a limit has not shown anything, unless it found a violati
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from enum import StrEnum
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable
+from typing import Any
 
 from coxless_model.keyed import TooMany
-from coxless_model.machine import Action, Invariant, Situation, State, System
+from coxless_model.machine import Action, Invariant, Situation, System, expected_actions
 from coxless_model.memory import resident
 from coxless_model.packed import Packed, Steps
 from coxless_model.reduction import Ample
+from coxless_model.results import NO_LIMITS, Counterexample, Limits, Progress, Result, Trace, Verdict
 from coxless_model.symmetry import Symmetry
 from coxless_model.watched import Watched
 
 CHUNK = 4096
 """States between two looks at the clock and the memory."""
 DEADLOCK = "deadlock"
-
-
-class Verdict(StrEnum):
-    HOLDS = "holds"
-    VIOLATED = "violated"
-    UNDETERMINED = "undetermined"
-
-
-class Limits(NamedTuple):
-    states: int | None = None
-    seconds: float | None = None
-    memory: int | None = None
-    """Bytes that the process may have resident."""
-
-
-NO_LIMITS = Limits()
-
-
-class Trace(NamedTuple):
-    """A run of the system: one state more than actions."""
-
-    states: tuple[State, ...]
-    actions: tuple[Action, ...]
-
-    @property
-    def steps(self) -> tuple[tuple[State, Action, State], ...]:
-        return tuple(zip(self.states, self.actions, self.states[1:], strict=False))
-
-
-class Counterexample(NamedTuple):
-    property: str
-    wrong: str
-    trace: Trace
-
-
-class Progress(NamedTuple):
-    states: int
-    depth: int
-    waiting: int
-    """States of the current layer that are still to be expanded."""
-    seconds: float
-    memory: int
-
-
-class Result(NamedTuple):
-    system: str
-    verdict: Verdict
-    reason: str
-    """Why the verdict is UNDETERMINED; empty otherwise."""
-    states: int
-    transitions: int
-    depth: int
-    seconds: float
-    memory: int
-    """Resident bytes that the search added to the process."""
-    taken: Mapping[str, int]
-    """How often each action was taken, by name."""
-    reached: Mapping[str, bool]
-    """The situations that a search has to come to."""
-    stuck: int
-    """States in which nothing that is promised to happen can happen any more."""
-    counterexamples: tuple[Counterexample, ...]
-
-    @property
-    def rate(self) -> float:
-        return self.states / max(self.seconds, 1e-9)
-
-    @property
-    def bytes_per_state(self) -> float:
-        return self.memory / max(self.states, 1)
 
 
 def explore(
@@ -470,6 +400,7 @@ class Search:
             seconds=seconds,
             memory=memory,
             taken=dict(sorted(taken.items())),
+            never_taken=tuple(name for name in expected_actions(self.system) if not taken.get(name)),
             reached={each.name: each.name not in self.missing for each in self.system.situations},
             stuck=self.stuck,
             counterexamples=tuple(Counterexample(name, wrong, self.trace(key)) for name, (key, wrong) in self.found.items()),

@@ -136,6 +136,11 @@ class System(Protocol):
         ...
 
 
+def expected_actions(system: System) -> tuple[str, ...]:
+    """The names of the actions that should be seen within the system's bounds, where it says so (`expected`)."""
+    return tuple(getattr(system, "expected", ()))
+
+
 def successors(system: System, state: State) -> Iterable[tuple[Action, State]]:
     """Every action that is enabled in the state, with the state that it leads to; in a fixed order."""
     shared, ranks = state

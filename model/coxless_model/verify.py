@@ -21,9 +21,10 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coxless_model.deaths import death
 from coxless_model.environment import Hardened, hardened
-from coxless_model.explore import Limits, Verdict, explore
+from coxless_model.explore import explore
 from coxless_model.liveness import check_liveness
 from coxless_model.mutants import EQUIVALENT, MUTANTS, Mutant
+from coxless_model.results import Limits, Verdict
 from coxless_model.two_phase_commit import TwoPhaseCommit
 
 SAFETY, FAIR = "S1-S8, L2's core, L3, deadlock", "L1, L2"

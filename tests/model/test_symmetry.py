@@ -9,10 +9,11 @@ import pytest
 
 from coxless_model.drawn import drawn
 from coxless_model.environment import hardened
-from coxless_model.explore import Verdict, explore
+from coxless_model.explore import explore
 from coxless_model.machine import Action, Invariant, State, Step, System, apply, enabled, run, successors
 from coxless_model.mutants import MUTANTS, Mutant
 from coxless_model.packed import Packed
+from coxless_model.results import Verdict
 from coxless_model.symmetry import NotSymmetric, Symmetry, renamed
 from coxless_model.two_phase_commit import Flaw, Manager, TwoPhaseCommit
 
