@@ -24,8 +24,8 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 verify: $(STAMP)
+	$(BIN)/python model/promela/compare.py --large
 	$(BIN)/coxless verify
-	$(BIN)/python model/promela/compare.py
 	$(BIN)/coxless cover --ranks 2 --iterations 2 --crashes 1 --restarts 1 --suspicions 1 --target tcp
 
 bench: $(STAMP)

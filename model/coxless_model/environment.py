@@ -12,10 +12,10 @@ from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from .ghost import Ghost, Wrong, entered, forgotten, founded_early, given_up, heard, noting, observe
-from .machine import ENVIRONMENT, Action, Goal, Invariant, Situation, State, Step
+from .machine import ENVIRONMENT, Action, Goal, Invariant, Situation, State, Step, StepKind
 from .parts import Layout, Mapped, Piece
 from .process import BROKEN, RUN_OVER, Move, Process, Setting, start
-from .properties import INVARIANTS, goals, leak
+from .properties import INVARIANTS, goals, leak, present
 from .records import Member, Perm, newer, rename, rename_key
 from .recovery import reconnected
 from .situations import expected, situations
@@ -142,25 +142,38 @@ class Hardened(NamedTuple):
         shared = Shared(EMPTY, (), self.budgets, Ghost(losing=self.budgets.store_losses > 0))
         return State(shared, tuple(Rank((start(EMPTY.instance),)) for _ in range(self.setting.ranks)))
 
+    @property
+    def step_kinds(self) -> tuple[StepKind, ...]:
+        return (self._protocol_steps, self._fates)
+
     def local_steps(self, rank: int, shared: Shared, local: Rank) -> Iterator[Step]:
+        for kind in self.step_kinds:
+            yield from kind(rank, shared, local)
+
+    def _protocol_steps(self, rank: int, shared: Shared, local: Rank) -> Iterator[Step]:
         if shared.ghost.void and not self.beyond:
             return
         for i, p in enumerate(local.processes):
-            for step in self._process_steps(rank, shared, local, p, i):
+            if p.at == "done" and p.conn == shared.store.instance:
+                continue
+            for move in moves(self.setting, rank, p):
+                for action, after, q in outcomes(self.setting, rank, shared, p, move):
+                    note = ", ".join(filter(None, (action.note, "second process" if i else "")))
+                    yield Step(action._replace(note=note), self._followed(after, local, i, q), with_process(local, i, q))
+
+    def _fates(self, rank: int, shared: Shared, local: Rank) -> Iterator[Step]:
+        """What befalls the rank: a crash, a leave, a start."""
+        if shared.ghost.void and not self.beyond:
+            return
+        for i, p in enumerate(local.processes):
+            for step in self._ends(rank, shared, p, "second process" if i else ""):
                 yield step._replace(local=with_process(local, i, step.local))
         yield from self._starts(rank, shared, local)
 
-    def _process_steps(self, rank: int, shared: Shared, local: Rank, p: Process, i: int) -> Iterator[Step]:
-        """The steps of one process; `local` is what becomes of it, None where it ends without a trace."""
-        if p.at == "done" and p.conn == shared.store.instance:
-            return
-        for move in moves(self.setting, rank, p):
-            for action, after, q in outcomes(self.setting, rank, shared, p, move):
-                note = ", ".join(filter(None, (action.note, "second process" if i else "")))
-                yield Step(action._replace(note=note), self._followed(after, local, i, q), q)
+    def _ends(self, rank: int, shared: Shared, p: Process, note: str) -> Iterator[Step]:
+        """`local` is what becomes of the process, None where it ends without a trace."""
         if p.at in RUN_OVER:
             return
-        note = "second process" if i else ""
         crashed = spend(shared, "crashes")
         if crashed is not None:
             yield Step(Action(rank, "crash", None, None, note), self._ended(crashed, p, "fading"), None)
@@ -193,10 +206,10 @@ class Hardened(NamedTuple):
                 shared = shared._replace(
                     ghost=noting(shared.ghost, Wrong("L2", "{} gave up, and nobody has taken its place", after.me))
                 )
-        elif after.at == "done" and before.at != "done":  # the model looks no further, and so does not see it clean up
-            shared = leaking(shared, leak(before._replace(queue=before.queue + after.queue), shared.store))
+        elif after.at == "done" and len(local.processes) == 2:  # it will be forgotten, with what it has yet to clean up
+            shared = leaking(shared, present(shared.store, after.queue))
         elif before.queue and not after.queue:  # the last one was deleted, or the connection broke
-            shared = leaking(shared, tuple(key for key in before.queue if key in shared.store.keys))
+            shared = leaking(shared, present(shared.store, before.queue))
         if after.record is not None and before.record is not None:
             ghost = entered(shared.ghost, before, after, local.floors[i])
             shared = shared if ghost is shared.ghost else shared._replace(ghost=ghost)

@@ -79,7 +79,7 @@ def create_register(setting: Setting, rank: int, p: Process) -> Moves:
 def join_at(setting: Setting, p: Process, record: Record, members: Members | None = None) -> Process:
     """Start joining at a record, whose list is read first unless it is known."""
     if record.iteration >= setting.iterations:
-        return finish(p)
+        return finish(setting, p)
     # The join timeout counts from the founding that it is about: after a store loss it starts again.
     same_founding = p.record is not None and record.generation == p.record.generation
     timeout = p.join_timeout and (same_founding or not setting.guards("fresh_timeout"))
@@ -464,9 +464,12 @@ def next_iteration(setting: Setting, v: Record) -> str:
     return "arrive" if v.iteration < setting.iterations else "done"
 
 
-def finish(p: Process) -> Process:
-    """The model's last iteration has been decided: this process has seen enough."""
-    return Process("done", p.conn, p.me)
+def finish(setting: Setting, p: Process) -> Process:
+    """The model's last iteration has been decided: this process has seen enough. What it would clean up from here on stays to be done."""
+    late: tuple[Key, ...] = tuple(members_key(setting, epoch) for epoch in p.wrote)
+    if p.record is not None:
+        late += barrier_keys(setting, p.k - 1) + barrier_keys(setting, p.k)
+    return Process("done", p.conn, p.me, queue=queued(setting, p, late))
 
 
 def stop(p: Process) -> Process:

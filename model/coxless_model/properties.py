@@ -4,12 +4,12 @@ Some promises can be read off a state. Others are about what has happened; those
 breaks them.
 """
 
-from collections.abc import Hashable, Iterator
-from typing import Any
+from collections.abc import Hashable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 from .machine import Goal, Invariant, State, Views
 from .process import RUN_OVER, Process
-from .records import Record, listed_as
+from .records import Epoch, listed_as
 from .store import REGISTER, Key, Store, member_text
 
 # --- Safety -------------------------------------------------------------------------------------------------------------
@@ -116,45 +116,70 @@ def not_overlooked(state: State) -> str | None:
 def bounded_store(state: State) -> str | None:
     """The number of keys does not grow with the number of iterations. A key may stay behind only while somebody has yet to
     delete it, or because a fault destroyed the intention to. Otherwise a long job fills the memory of its store."""
-    shared = state.shared
-    register = shared.store.get(REGISTER)
-    if not _perhaps_stale(shared.store, shared.leaked, register):
-        return None  # Mostly, and whatever the processes know.
-    live = [p for _, p in processes(state) if p.at not in ("stopped", "left")]
-    queued = {key for p in live for key in p.queue}
-    behind = {p.k for p in live if p.record is not None}
-    current = {register.epoch} if register is not None else set()
-    current |= {p.record.epoch for p in live if p.record is not None}
-    current |= {epoch for p in live for epoch in p.wrote}
-    k = register.iteration if register is not None else 0
-    oldest = min(behind | {k})
+    old = litter(state.shared)
+    if old is None:
+        return None
+    k, candidates = old
+    alive = [process for local in state.ranks for process in cleaners(local)]
+    queued = {key for process in alive for key in process.queue}
+    needed = {epoch for process in alive for epoch in process.epochs}
+    oldest = min([k, *(process.k for process in alive if process.k is not None)])
 
     def stale(key: Key) -> bool:
         if key[0] == "members":
-            return all(key[1] not in (epoch, (epoch.since,)) for epoch in current)
+            return all(key[1] not in (epoch, (epoch.since,)) for epoch in needed)
         # Barriers from the oldest that a live process knows on, and the one before, are still to be cleaned by somebody.
-        return key[0] in ("count", "full", "arrived") and key[1] < oldest - 1
+        return bool(key[1] < oldest - 1)
 
-    left = [key[0] for key in shared.store.keys if key not in queued and key not in shared.leaked and stale(key)]
+    left = [key[0] for key in candidates if key not in queued and stale(key)]
     return f"{len(left)} keys were left behind for good: {', '.join(left)}" if left else None
 
 
+def litter(shared: Any) -> tuple[int, tuple[Key, ...]] | None:
+    """The register's iteration, and the keys that are stale unless some process still needs them; None if there are none."""
+    register = shared.store.get(REGISTER)
+    k = register.iteration if register is not None else 0
+    current = () if register is None else (register.epoch, (register.epoch.since,))
+    candidates = tuple(
+        key
+        for key in shared.store.keys
+        if (key[0] == "members" and key[1] not in current) or (key[0] in ("count", "full", "arrived") and key[1] < k - 1)
+        if key not in shared.leaked
+    )
+    return (k, candidates) if candidates else None
+
+
+class Cleaner(NamedTuple):
+    """What a live process means for keys that may be stale."""
+
+    queue: tuple[Key, ...]
+    k: int | None
+    epochs: tuple[Epoch, ...]
+    """Those whose lists it needs, or may be about to propose."""
+
+
+def cleaners(local: Any) -> tuple[Cleaner, ...]:
+    return tuple(
+        Cleaner(p.queue, None if p.record is None else p.k, (() if p.record is None else (p.record.epoch,)) + p.wrote)
+        for p in local.processes
+        if p.at not in ("stopped", "left")
+    )
+
+
 def leak(p: Process, store: Store) -> tuple[Key, ...]:
-    """The keys that may stay behind as the process dies: what it had yet to delete, and what it may have written after others had
-    come by with their clean-up."""
+    """The keys that may stay behind as the process dies: what it had yet to delete, what it may have written after others had come by
+    with their clean-up, and the list that it replaced, if it has decided without knowing."""
+    register = store.get(REGISTER)
     late = () if p.record is None else tuple((kind, k) for k in (p.k - 1, p.k) for kind in ("count", "full", "arrived"))
     lists = tuple(("members", epoch) for epoch in p.wrote)
-    return tuple(key for key in (*p.queue, *late, *lists) if key in store.keys)
+    if p.record is not None and register is not None and register.iteration > p.k:
+        lists += (("members", p.record.epoch),)
+    return present(store, (*p.queue, *late, *lists))
 
 
-def _perhaps_stale(store: Store, leaked: tuple[Key, ...], register: Record | None) -> bool:
-    """Whether a key can be found stale, however far the processes are."""
-    k = register.iteration if register is not None else 0
-    return any(
-        key[0] == "members" or (key[0] in ("count", "full", "arrived") and key[1] < k - 1)
-        for key in store.keys
-        if key not in leaked
-    )
+def present(store: Store, wanted: Iterable[Key]) -> tuple[Key, ...]:
+    """Those of the keys that are there. (Key by key: who asks for all keys depends on all.)"""
+    return tuple(key for key in wanted if store.get(key) is not None)
 
 
 def register_and_wrongs(shared: Any) -> Hashable:
@@ -170,6 +195,7 @@ def parts_taken(local: Any) -> Hashable:
 
 
 TAKING_PART = Views(register_and_wrongs, parts_taken)
+LITTER = Views(litter, cleaners)
 
 INVARIANTS = (
     Invariant("S1", agreement, TAKING_PART),
@@ -181,7 +207,7 @@ INVARIANTS = (
     Invariant("S7", model_state, TAKING_PART),
     Invariant("S8", commit, TAKING_PART),
     Invariant("L2", not_overlooked, TAKING_PART),
-    Invariant("L3", bounded_store),
+    Invariant("L3", bounded_store, LITTER),
 )
 
 # --- Liveness -----------------------------------------------------------------------------------------------------------

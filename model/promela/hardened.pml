@@ -127,7 +127,7 @@
 #define COUNT_KEY(k) (1 + 4 * COUNT_OF(k))
 #define FULL_KEY(k) (2 + 4 * (k))
 #define ARRIVED_KEY(k) (3 + 4 * ARRIVED_OF(k))
-#define QUEUE 20
+#define QUEUE 30
 #define WROTE 5
 
 /* Properties, as bits of WATCH. */
@@ -218,10 +218,11 @@ byte silent[LAST_MEMBER + 1]; /* for each member: of whom it was told, at its pr
 int v;		/* a reply; the record that is learned */
 int was;	/* the register before the step */
 byte list, was_list;
-byte i, m, n, r;
+short i; byte m, n, r;
 byte votes, bad_votes, flag, size, continuing, stale, oldest;
 bit there, any, all_ok;
 byte old_queued;
+int late_record;
 int queue_keys, late_keys; /* before the step: the barrier keys that the process was to delete, and those that it may have written late */
 int queue_lists[2 * (ITERATIONS + 1)];
 int late_lists[2 * (ITERATIONS + 1)];
@@ -234,7 +235,7 @@ inline zero_scratch() {
 	i = 0; m = 0; n = 0; r = 0;
 	votes = 0; bad_votes = 0; flag = 0; size = 0; continuing = 0; stale = 0; oldest = 0;
 	there = 0; any = 0; all_ok = 0;
-	old_queued = 0; queue_keys = 0; late_keys = 0;
+	old_queued = 0; late_record = 0; queue_keys = 0; late_keys = 0;
 	do
 	:: i < 2 * (ITERATIONS + 1) -> queue_lists[i] = 0; late_lists[i] = 0; i++
 	:: else -> break
@@ -264,6 +265,7 @@ inline note_leak() {
 	:: else -> break
 	od;
 	i = 0;
+	late_record = my.record;
 	if
 	:: my.record != 0 ->
 		late_keys = (14 << (4 * K)) | (K > 0 -> 14 << (4 * (K - 1)) : 0);
@@ -299,23 +301,22 @@ inline leak(everything) {
 		i++
 	:: else -> break
 	od;
-	i = 0
+	i = 0;
+	if
+	:: everything && late_record != 0 && ITERATION(counter) > ITERATION(late_record) && LIST_THERE(EPOCH_OF(late_record)) ->
+		/* it may have decided without knowing, and would have deleted the list that it replaced */
+		i = EPOCH_OF(late_record);
+		leaked_lists[i >> 5] = leaked_lists[i >> 5] | (1 << (i & 31));
+		i = 0
+	:: else
+	fi
 }
 
-/* After a step: what became of what the process was to delete? (The model looks no further than `done`.) */
+/* After a step: what became of what the process was to delete? */
 inline follow_leak() {
 	if
-	:: my.at == done && old_at != done ->
-		do
-		:: i < my.queued -> note_queued(my.queue[i]); i++
-		:: else -> break
-		od;
-		leak(1)
-	:: else ->
-		if
-		:: old_queued > 0 && my.queued == 0 -> leak(0)
-		:: else
-		fi
+	:: old_queued > 0 && my.queued == 0 -> leak(0)
+	:: else
 	fi
 }
 
@@ -612,6 +613,28 @@ inline remember_list(list_) {
 	my.wrote[n] = list_
 }
 
+/* The model's last iteration has been decided: this process has seen enough. What it would clean up from here on stays to be done. */
+inline finish() {
+	n = 0;
+	do
+	:: n < WROTE && my.wrote[n] != 0 -> enqueue(EPOCH(K + 1, my.wrote[n])); n++
+	:: else -> break
+	od;
+	if
+	:: my.record != 0 ->
+		if
+		:: K > 0 -> enqueue_barrier(K - 1)
+		:: else
+		fi;
+		enqueue_barrier(K)
+	:: else
+	fi;
+	forget_barrier();
+	my.record = 0;
+	my.join_timeout = 0;
+	my.at = done
+}
+
 /* 20. Take part in the iteration of `v`, whose list is `list`. */
 inline decided() {
 	enqueue_in_vain();
@@ -645,7 +668,7 @@ inline decided() {
 /* Start joining at `v`, whose list is read first unless it is known (`there`: it is in `list`). */
 inline join_at() {
 	if
-	:: ITERATION(v) >= ITERATIONS -> end(done)
+	:: ITERATION(v) >= ITERATIONS -> finish()
 	:: else ->
 #ifdef WITHOUT_drop_state
 		flag = (my.holds -> F : J);
@@ -672,7 +695,7 @@ inline join() {
 /* 20. Drop the model state, and join at `v`. */
 inline left_out() {
 	if
-	:: ITERATION(v) >= ITERATIONS -> end(done)
+	:: ITERATION(v) >= ITERATIONS -> finish()
 	:: else ->
 		assert(ITERATION(v) > K);
 		enqueue_in_vain();
