@@ -457,6 +457,8 @@ def left_out(setting: Setting, p: Process, v: Record, members: Members | None) -
         garbage = in_vain(setting, p, v) + barrier_keys(setting, p.k - 1)
     if v.iteration >= p.k + 2 and setting.guards("clean_up_late"):
         garbage += barrier_keys(setting, p.k)
+        if v.epoch != p.record.epoch and p.k > 0:  # perhaps it was me who replaced that list, and the reply was lost
+            garbage += (members_key(setting, p.record.epoch),)
     return join_at(setting, p._replace(queue=queued(setting, p, garbage)), v, members)
 
 

@@ -694,22 +694,23 @@ inline join() {
 
 /* 20. Drop the model state, and join at `v`. */
 inline left_out() {
+	assert(ITERATION(v) > K);
+	enqueue_in_vain();
 	if
-	:: ITERATION(v) >= ITERATIONS -> finish()
-	:: else ->
-		assert(ITERATION(v) > K);
-		enqueue_in_vain();
+	:: K > 0 -> enqueue_barrier(K - 1)
+	:: else
+	fi;
+	if
+	:: ITERATION(v) >= K + 2 ->
+		enqueue_barrier(K);
 		if
-		:: K > 0 -> enqueue_barrier(K - 1)
+		:: EPOCH_OF(v) != EPOCH_OF(my.record) && K > 0 -> enqueue(EPOCH_OF(my.record)) /* perhaps I replaced it, and the reply was lost */
 		:: else
-		fi;
-		if
-		:: ITERATION(v) >= K + 2 -> enqueue_barrier(K)
-		:: else
-		fi;
-		there = 1;
-		join_at()
-	fi
+		fi
+	:: else
+	fi;
+	there = 1;
+	join_at()
 }
 
 /* 20. The list of `v` is at hand, in `list`: am I in it? */

@@ -157,6 +157,10 @@ class RankState:
                 self.deletions += keys.barrier(k - 1)
             if record.iteration >= k + 2:  # else the winner of k+2 still comes by
                 self.deletions += keys.barrier(k)
+                if (
+                    k >= 1 and record.epoch != self.record.epoch
+                ):  # perhaps it was this rank that replaced that list, and the reply was lost
+                    self.deletions.append(keys.members(self.record.epoch))
             self._delete_vain_lists(record)
         self.start_barrier(record, members, member=False)
         return Phase.JOIN
