@@ -113,6 +113,7 @@ class StoreServer:
 
     @property
     def running(self) -> bool:
+        """Whether the server's process lives."""
         return self._process is not None and self._process.poll() is None
 
     def start(self, *, timeout: timedelta = READY_TIMEOUT) -> None:

@@ -312,12 +312,53 @@ def test_an_advance_that_timed_out_can_be_repeated(address: str) -> None:
     assert in_threads(2, body) == [2, 2]
 
 
+def test_iterations_that_timed_out_are_taken_up_where_they_stopped(address: str) -> None:
+    """The vote was given: the iteration is not yielded a second time, with a vote that would count for nothing."""
+    timed_out = threading.Event()
+
+    def body(rank: int) -> list[tuple[int, bool]]:
+        seen = []
+        with crew_of(address, rank, 2, timeout=timedelta(seconds=20 if rank else 1)) as crew:
+            while True:
+                try:
+                    for iteration in crew.iterations(until=4):
+                        seen.append((iteration.number, iteration.committed))
+                        if iteration.number == 2:
+                            assert not rank or timed_out.wait(60)
+                            crew.vote(rank == 1, holds=True)
+                    return seen
+                except coxless.IterationTimeoutError:
+                    timed_out.set()
+
+    wanted = [(1, False), (2, True), (3, False), (4, True)]
+    assert in_threads(2, body) == [wanted, wanted]
+
+
+def test_an_iteration_that_was_not_voted_on_is_yielded_again(address: str) -> None:
+    with crew_of(address, 0, 1) as crew:
+        assert [next(crew.iterations()).number for _ in range(2)] == [1, 1]
+        assert [iteration.number for iteration in crew.iterations(until=3)] == [1, 2, 3]
+
+
 def test_a_foreign_register_is_one_error_on_every_call(address: str) -> None:
     coxless.connect(address).set(keys.REGISTER, "7")
     with crew_of(address, 0, 1) as crew:
         for _ in range(2):
             with pytest.raises(coxless.CorruptStoreError, match=r"'global_iteration_counter' holds '7'"):
                 crew.advance()
+
+
+@pytest.mark.parametrize("value", ["abc", "12abc", "-1", ""])
+@pytest.mark.parametrize("kind", ["tcp", "hash"])
+def test_a_foreign_count_of_incarnations_is_an_error_at_once(address: str, value: str, kind: str) -> None:
+    """A server would hang up on the first, and count on from 12 at the second."""
+    store = coxless.connect(address) if kind == "tcp" else dist.HashStore()
+    store.set(keys.incarnation(0), value)
+    with coxless.join(store, rank=0, world_size=1, timeout=timedelta(minutes=3)) as crew:
+        for _ in range(2):
+            with pytest.raises(coxless.CorruptStoreError, match=rf"'rank_0_incarnation' holds '{value}', which is not a count"):
+                crew.advance()
+    assert store.get(keys.incarnation(0)).decode() == value
 
 
 def test_bytes_that_are_no_text_are_an_error_too(address: str) -> None:

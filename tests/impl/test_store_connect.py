@@ -18,6 +18,8 @@ from coxless.errors import StoreUnreachableError, UnfitStoreError
 from coxless.server import StoreServer, start_server
 from coxless.store import connect, embedded_store, parse_address, refuse_unfit, store_from_env
 
+from .crews import stopped
+
 SOON = timedelta(seconds=0.5)
 
 
@@ -96,7 +98,7 @@ def test_another_kind_of_server_is_told_apart() -> None:
 def test_a_stopped_server_is_an_error_in_bounded_time() -> None:
     """TCPStore's own timeout would not come back before the server does."""
     with start_server() as server:
-        os.kill(server.pid, signal.SIGSTOP)
+        stopped(server.pid)
         try:
             with pytest.raises(StoreUnreachableError, match=f"listens at {server.address} but does not answer as a store"):
                 connect(server.address, timeout=SOON)
