@@ -27,7 +27,11 @@ class Lookout:
         record = parse_record(text)
         if record.iteration > iteration.number:
             return f"the crew is at iteration {record.iteration}"
-        if record.iteration < iteration.number or not record.attention:  # older: lost data again, and not put back yet
+        if record.iteration < iteration.number or record.epoch != iteration.epoch:
+            # Whoever put that back never learned of this iteration, and waits at the barrier before it, not in the collective. It learns
+            # of it when somebody advances and puts it back in turn.
+            return f"the store was lost and is back at iteration {record.iteration}"
+        if not record.attention:
             return None
         arrived = self._driver.connection.read(keys.arrived(iteration.number))
         for member, flag in parse_signatures(iteration.number, arrived or ""):
