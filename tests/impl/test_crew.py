@@ -1,6 +1,7 @@
 """The library on a real TCPStore server process: what a training script sees."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
@@ -120,6 +121,48 @@ def test_twenty_thousand_iterations_leave_few_keys(address: str) -> None:
     assert in_threads(2, body) == [20_000, 20_000]
     left = sorted(coxless.connect(address).list_keys())
     assert len(left) <= 12, left
+
+
+@pytest.mark.parametrize("kind", ["tcp", "prefix", "hash"])
+def test_restarts_leave_few_keys(address: str, kind: str) -> None:
+    """Rank 1 dies and is started again, over and over; each of its processes had a heartbeat. Some die before they take part."""
+    store: dist.Store = dist.HashStore() if kind == "hash" else coxless.connect(address)
+    store = dist.PrefixStore("run7", store) if kind == "prefix" else store
+    options: dict[str, Any] = {**QUICK, "heartbeat_timeout": timedelta(minutes=5), "patience": timedelta(milliseconds=20)}
+    over = threading.Event()
+
+    def heartbeats() -> list[str]:
+        return [key for key in store.list_keys() if "heartbeat_" in key]
+
+    def body(rank: int) -> None:
+        if rank == 0:
+            with coxless.join(store, rank=0, world_size=2, **options) as crew:
+                for iteration in crew.iterations():
+                    time.sleep(0.005)
+                    if over.is_set() and iteration.world_size == 1:
+                        return
+        for life in range(24):
+            crew = coxless.join(store, rank=1, world_size=2, **options)
+            if life % 3 == 2:
+                crew._announce(
+                    crew._state.me._replace(rank=1, number=crew._driver.connection.add(keys.incarnation(1), 1), nonce="a")
+                )
+            else:
+                crew.advance()
+                crew.advance()
+            crew._housekeeper._stop.set()  # dead: no beat any more, and no word of leaving
+            crew._housekeeper._wake.set()
+            crew._housekeeper._thread.join(10)
+        last = coxless.join(store, rank=1, world_size=2, **options)
+        last.advance()
+        deadline = time.monotonic() + 30
+        while len(heartbeats()) > 3:
+            assert time.monotonic() < deadline, heartbeats()
+            last.advance()
+        over.set()
+        last.leave()
+
+    in_threads(2, body)
 
 
 def test_the_world_grows_by_ranks_that_join_later(address: str) -> None:
