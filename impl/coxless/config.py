@@ -1,27 +1,35 @@
 """What a caller may choose, checked once: bad input is one clear sentence before anything touches the store."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+
+logger = logging.getLogger(__name__)
 
 LONGEST_PATIENCE = timedelta(seconds=0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Every duration of the protocol. They are the driver's business alone: the protocol itself knows no time."""
+    """Every duration of the protocol. They are the driver's business alone: the protocol itself knows no time.
+
+    heartbeat_interval < heartbeat_timeout, and patience < timeout: else ValueError. heartbeat_timeout and join_timeout are usually shorter
+    than timeout; where one is not, a warning in the log says what that means. It is no error: a supervisor's mark makes a heartbeat timeout
+    of any length sensible, and an advance that gave up can be repeated, and goes on counting where it stopped.
+    """
 
     heartbeat_interval: timedelta
     """How often a rank says that it lives."""
     heartbeat_timeout: timedelta
-    """A member seen silent for so long is suspected."""
+    """A member seen silent for so long is suspected, unless a supervisor has marked it dead before."""
     patience: timedelta
     """How long a rank waits at a barrier before it looks who is missing."""
     join_timeout: timedelta
-    """How long founding waits for ranks that were never seen."""
+    """How long founding waits for ranks that were never seen, before it goes on without them."""
     timeout: timedelta
-    """How long one advance may take in all."""
+    """How long one advance may take in all, before it raises IterationTimeoutError or StoreUnreachableError."""
 
     def __post_init__(self) -> None:
         for name in ("heartbeat_interval", "heartbeat_timeout", "patience", "join_timeout", "timeout"):
@@ -36,12 +44,24 @@ class Timing:
             )
         _ordered(self, "heartbeat_interval", "heartbeat_timeout", "or a live rank would be taken for dead between two beats")
         _ordered(self, "patience", "timeout", "or every advance would give up before it looked who is missing")
+        _expected(
+            self,
+            "heartbeat_timeout",
+            "an advance gives up before it may leave a silent rank behind; repeat it, or have one marked dead",
+        )
+        _expected(self, "join_timeout", "the first advance gives up before it may found a crew without the absent; repeat it")
 
 
 def _ordered(timing: Timing, shorter: str, longer: str, why: str) -> None:
     low, high = getattr(timing, shorter), getattr(timing, longer)
     if low >= high:
         raise ValueError(f"{shorter} ({low}) must be shorter than {longer} ({high}), {why}")
+
+
+def _expected(timing: Timing, name: str, meaning: str) -> None:
+    value = getattr(timing, name)
+    if value >= timing.timeout:
+        logger.warning("%s (%s) is not shorter than timeout (%s): %s", name, value, timing.timeout, meaning)
 
 
 @dataclass(frozen=True, slots=True)

@@ -241,8 +241,11 @@ class Crew:
         """Start the heartbeats of the incarnation just taken, and tell the supervisor which member this process is."""
         path = os.environ.get("COXLESS_MEMBER_FILE")
         if path:
-            with open(path, "a", encoding="ascii") as file:
-                file.write(f"{member}\n")
+            try:
+                with open(path, "a", encoding="ascii") as file:
+                    file.write(f"{member}\n")
+            except OSError as error:  # costs the others the heartbeat timeout, should this process die; no reason to die of it
+                logger.warning("the supervisor cannot be told that this process is %s: %s", member, error)
         self._housekeeper.beat_as(member)
 
     # --- the end

@@ -180,6 +180,11 @@ class StoreServer:
             self._process.wait()
             self._close_pipes()
 
+    def abort_start(self) -> None:
+        """Have a `start` that goes on in another thread fail."""
+        if self._process is not None:
+            self._process.kill()
+
     def close(self) -> None:
         """Stop the server and give the port back."""
         self.stop()
