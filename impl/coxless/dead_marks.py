@@ -79,10 +79,12 @@ class DeadMarker:
             self._push(now, now + GIVE_UP_AFTER, rank, named, True)
             self._push(now + SECOND_MARK_AFTER, now + GIVE_UP_AFTER, rank, named, False)
 
-    def close(self, patience: float = 2.0) -> None:
-        """Write what is still to be written without waiting for its time, for at most `patience` seconds."""
+    def close(self, patience: float = 2.0, *, write: bool = True) -> None:
+        """Write what is still to be written without waiting for its time, or drop it, for at most `patience` seconds."""
         with self._changed:
             self._closing = True
+            if not write:
+                self._due.clear()
             self._changed.notify()
         self._thread.join(patience)
 

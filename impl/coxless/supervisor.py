@@ -228,8 +228,8 @@ class Supervisor:
 
     def _close(self) -> None:
         if self._marker is not None:
-            # With our own store there is nobody left to read the marks.
-            self._marker.close(patience=0.0 if self._server is not None else 2.0)
+            # With our own store there is nobody left to read the marks; but the one that is being written must not lose its server.
+            self._marker.close(patience=2.0, write=self._server is None)
         if self._server is not None:
             while self._reviver is not None and self._reviver.is_alive():
                 self._server.abort_start()
