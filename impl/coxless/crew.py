@@ -14,8 +14,9 @@ from . import keys
 from .client import CONNECT_TIMEOUT, runs_server
 from .config import Timing, World, world_from
 from .connection import Connection
-from .driver import Driver, fault_from
+from .driver import Driver
 from .errors import CoxlessError, IterationTimeoutError, StoreUnreachableError
+from .fault import fault_from
 from .housekeeping import Housekeeper
 from .iteration import Iteration, iteration_from
 from .lookout import Lookout

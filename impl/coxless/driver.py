@@ -1,7 +1,6 @@
 """Runs protocol generators on a real store: performs their operations, answers their questions about time, keeps the deadline."""
 
 import os
-import signal
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
@@ -314,23 +313,3 @@ class Driver:
         if not absent and len(present) < state.min_ranks:
             absent = [f"more ranks: {len(present)} present, min_ranks is {state.min_ranks}"]
         return f"{what}: gave up waiting for {', '.join(absent) or 'the others to decide'}"
-
-
-def fault_from(text: str) -> Watcher:
-    """A watcher that kills this process with SIGKILL at an exact point, for demonstrations and tests.
-
-    `step@k`: right after the named step (docs/protocol.md) at the barrier of iteration k; `won@k`: right after winning the decision of
-    iteration k, before anybody is told. Raises ValueError for anything else.
-    """
-    step, at, number = text.partition("@")
-    if not (step and at and number.isdecimal()):
-        raise ValueError(f"COXLESS_FAULT={text!r}: expected STEP@ITERATION, such as arrive@40 or won@80")
-    iteration = int(number)
-
-    def watch(state: RankState, operation: Operation, reply: object) -> None:
-        k = state.record.iteration
-        won = isinstance(operation, CompareSet) and operation.step.startswith("propose") and reply == operation.desired
-        if (step == "won" and won and k + 1 == iteration) or (step == operation.step and k == iteration):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return watch

@@ -11,8 +11,9 @@ import pytest
 import torch.distributed as dist
 
 import coxless
-from coxless import keys
+from coxless import fault, keys
 from coxless.server import StoreServer, start_server
+from coxless_traces import mapping
 
 from .crews import QUICK, crew_of, in_threads
 
@@ -339,6 +340,26 @@ def test_a_vote_that_contradicts_itself_is_refused(address: str) -> None:
         crew.advance()
         with pytest.raises(ValueError, match="ok=True with holds=False"):
             crew.vote(ok=True, holds=False)
+
+
+@pytest.mark.parametrize("text", ["arive@40", "arrive", "arrive@x", "@4", "arrive@"])
+def test_a_fault_that_would_never_strike_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COXLESS_FAULT", text)
+    with pytest.raises(
+        ValueError, match=r"expected STEP@ITERATION, such as arrive@40 .* with a step of take_incarnation, .*, won$"
+    ):
+        coxless.join(dist.HashStore(), rank=0, world_size=1)
+
+
+def test_a_fault_announces_itself(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("COXLESS_FAULT", "won@1000")
+    coxless.join(dist.HashStore(), rank=0, world_size=1)
+    assert "COXLESS_FAULT=won@1000: this process is going to kill itself there" in caplog.text
+
+
+def test_a_fault_may_strike_at_every_step_of_the_protocol_that_has_a_reply() -> None:
+    steps = {row.step for row in mapping.STEPS}
+    assert set(fault.STEPS) == steps - {"await_barrier", "clean_up"} | {"won"}  # the end of arrive; another thread
 
 
 # --- deadlines

@@ -71,6 +71,7 @@ class EpochGroup:
 
     @property
     def closed(self) -> bool:
+        """Whether no collective is possible any more."""
         return self._closed
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
