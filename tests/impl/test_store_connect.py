@@ -253,3 +253,17 @@ def test_an_unknown_store_is_refused() -> None:
 
     with pytest.raises(UnfitStoreError, match="Own is not known to wake its waiters"):
         refuse_unfit(Own())
+
+
+# -- how many clients
+
+
+def test_a_rank_makes_three_clients(server: StoreServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is given, the training thread's, the heartbeat's. Each looks up a host name when it is made, which may take a second."""
+    made: list[str] = []
+    clone, init = Store.clone, TCPStore.__init__
+    monkeypatch.setattr(TCPStore, "clone", lambda self: (made.append("clone"), clone(self))[1], raising=False)
+    monkeypatch.setattr(TCPStore, "__init__", lambda self, *a, **k: (made.append("new"), init(self, *a, **k))[1])
+    with crew_of(server.address, 0, 1) as crew:
+        crew.advance()
+    assert sorted(made) == ["clone", "clone", "new"]
