@@ -18,11 +18,11 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
-from torch.distributed import DistNetworkError, DistStoreError, Store
+from torch.distributed import DistNetworkError, DistStoreError, Store, TCPStore
 
 from . import keys
 from .attempt import Attempt
-from .client import CLIENT_TIMEOUT, CONNECT_TIMEOUT, address, client_socket, fresh_client, has_native_barrier
+from .client import CLIENT_TIMEOUT, CONNECT_TIMEOUT, address, base_of, client_socket, fresh_client, has_native_barrier
 from .errors import CorruptStoreError, StoreUnreachableError
 from .protocol.operations import ConnectionBroken
 
@@ -65,6 +65,7 @@ class Connection:
         store.set_timeout(CLIENT_TIMEOUT)  # which a clone of it inherits; `wait` is given its own
         self._store = store
         self._native_barrier = has_native_barrier(store)
+        self._plain_timeouts = not isinstance(base_of(store), TCPStore)
         self._barrier = store.barrier if self._native_barrier else self._emulated_barrier
         self._socket = client_socket(store)
         self.flight += self.flight % 2  # an exception from a signal handler may have left it odd
@@ -116,7 +117,7 @@ class Connection:
         try:
             self._call(self._barrier, key, size, patience)
         except RuntimeError as error:
-            return _timed_out(error)
+            return self._timed_out(error)
         return True
 
     def barrier_then_compare_set(
@@ -136,7 +137,7 @@ class Connection:
         except CorruptStoreError:
             raise
         except RuntimeError as error:
-            return (_timed_out(error),)
+            return (self._timed_out(error),)
         except BaseException:  # as in `_call`
             self.broken = True
             raise
@@ -155,8 +156,15 @@ class Connection:
         try:
             self._call(self._store.wait, [key], patience)
         except RuntimeError as error:
-            return _timed_out(error)
+            return self._timed_out(error)
         return True
+
+    def _timed_out(self, error: RuntimeError) -> bool:
+        """False for the error of a wait whose time is over; raises any other again."""
+        # FileStore's is a plain RuntimeError; elsewhere such a one is somebody else's, raised by a signal handler.
+        if isinstance(error, DistStoreError) or (self._plain_timeouts and "imeout" in str(error)):
+            return False
+        raise error
 
     def delete(self, key: str) -> None:
         """Delete the key, if it is there."""
@@ -257,13 +265,6 @@ class _Watchdog:
 
 
 _watchdog = _Watchdog()
-
-
-def _timed_out(error: RuntimeError) -> bool:
-    """False for the error of a wait whose time is over; raises any other again."""
-    if isinstance(error, DistStoreError) or "imeout" in str(error):  # FileStore's is a plain RuntimeError
-        return False
-    raise error
 
 
 def _text(key: str, value: bytes) -> str:

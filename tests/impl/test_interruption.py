@@ -108,6 +108,52 @@ def test_at_every_line_of_an_advance(ok: bool, generator: bool) -> None:
     assert {"crew.py", "driver.py", "connection.py"} <= {where.partition(":")[0] for where in struck}
 
 
+def test_at_every_line_of_founding() -> None:
+    struck = []
+    while True:
+        store = dist.HashStore()
+        with coxless.join(store, rank=0, world_size=1, **QUICK) as crew:
+            with Interrupter(len(struck)) as interrupter:
+                while True:
+                    try:
+                        iteration = crew.advance()
+                        break
+                    except KeyboardInterrupt:
+                        continue
+            where = interrupter.struck
+            assert iteration.number == 1, where
+            assert iteration.participants == (crew.member,), where
+            assert crew.advance().number == 2, where
+            assert int(store.get(keys.incarnation(0))) <= 2, where
+        if not where:
+            break
+        struck.append(where)
+    assert len(struck) > 50
+
+
+@pytest.mark.processes
+def test_an_exception_of_a_signal_handler_is_not_taken_for_a_timeout(server: StoreServer) -> None:
+    program = """
+import signal, sys
+from datetime import timedelta
+import coxless
+
+def handler(number, frame):
+    raise RuntimeError("timeout of the job")
+
+signal.signal(signal.SIGALRM, handler)
+with coxless.join(sys.argv[1], rank=0, world_size=2, timeout=timedelta(seconds=30), patience=timedelta(seconds=0.5)) as crew:
+    signal.setitimer(signal.ITIMER_REAL, 1)
+    try:
+        crew.advance()
+    except RuntimeError as error:
+        print(error, flush=True)
+"""
+    for _ in range(3):
+        done = subprocess.run([sys.executable, "-c", program, server.address], capture_output=True, text=True, timeout=60)
+        assert done.stdout == "timeout of the job\n", done.stderr
+
+
 @pytest.mark.processes
 def test_by_ctrl_c_while_it_waits_in_the_barrier(server: StoreServer) -> None:
     """Rank 0 waits, is interrupted, and waits again. It must not be taken for rank 1, which then comes, and whose step has failed."""

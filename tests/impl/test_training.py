@@ -206,6 +206,31 @@ def test_a_failed_step_leaves_the_buffers_as_they_were(store: Any) -> None:
     assert first[1].num_batches_tracked.item() == 5
 
 
+def test_attempts_that_fail_again_and_again_are_told(store: Any, caplog: pytest.LogCaptureFixture) -> None:
+    """One failure is what the trainer is made for. When it comes every time, somebody has to read why."""
+    harbour = Harbour(store, 2)
+    left = [4]
+
+    def make(store: Any, index: int, size: int, timeout: Any) -> Any:
+        if index == 0 and left[0]:
+            left[0] -= 1
+            raise RuntimeError("no such interface")
+        return make_gloo(store, index, size, timeout)
+
+    def rank(number: int) -> None:
+        model, optimizer = build(number)
+        trainer = DataParallel(Crew(harbour, number), model, optimizer, timeout=TIMEOUT, backend=make)
+        for step in trainer.steps(2):
+            loss_of(model, step.shard(batch_at(step.position, samples=SAMPLES, batch_size=BATCH))).backward()
+
+    assert together([lambda: rank(0), lambda: rank(1)]) == [None, None]
+    told = [record.getMessage() for record in caplog.records if "no such interface" in record.getMessage()]
+    assert [message.partition(" failed")[0] for message in told] == [
+        "iteration 3, attempt 3 at position 0",
+        "iteration 4, attempt 4 at position 0",
+    ]
+
+
 def test_buffers_of_an_update_that_counts_stay_when_the_next_group_cannot_be_made(store: Any) -> None:
     """Rank 2 dies after its vote on position 3: the update counts, and a new group is made. That fails once."""
     harbour = Harbour(store, 3)

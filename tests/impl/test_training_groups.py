@@ -77,6 +77,14 @@ def test_ctrl_c_in_a_collective_is_not_held_up_by_it(store: Any) -> None:
     assert took < 5, "8 s is the group's timeout"
 
 
+def test_a_mistake_in_the_making_of_a_group_is_no_failed_collective(store: Any) -> None:
+    def make(*arguments: Any) -> Any:
+        raise TypeError("a mistake")
+
+    with pytest.raises(TypeError, match="a mistake"):
+        open_group(store, "e", 0, 2, watch=lambda: None, background=Background(), backend=make)
+
+
 def test_a_meeting_on_a_store_that_hangs_ends_in_time() -> None:
     with start_server() as server:
         store = coxless.connect(server.address)

@@ -160,13 +160,13 @@ def open_group(
 
     met = threading.Event()
     made: list[Any] = []
-    failures: list[str] = []
+    failures: list[BaseException] = []
 
     def meet() -> None:
         try:
             made.append(make(PrefixStore(_prefix(epoch), fresh_client(store)), index, size, timeout))
-        except (RuntimeError, OSError) as error:
-            failures.append(_reason(error))
+        except BaseException as error:  # noqa: BLE001  (raised below, in the caller's thread)
+            failures.append(error)
         met.set()
 
     # When it is left behind, `made` dies with this thread: an unused group without work is destroyed without waiting.
@@ -181,7 +181,9 @@ def open_group(
             raise CollectiveFailed(f"while the group was made: {trouble}")
         wait = WATCH_EVERY
     if failures:
-        raise CollectiveFailed(f"while the group was made: {failures[0]}")
+        if not isinstance(failures[0], RuntimeError | OSError):  # no network's doing: another attempt would end in the same way
+            raise failures[0]
+        raise CollectiveFailed(f"while the group was made: {_reason(failures[0])}")
     return EpochGroup(made.pop(), index, size, watch=watch, background=background)
 
 

@@ -26,6 +26,9 @@ _log = logging.getLogger(__name__)
 
 FINISHED = "training_finished"  # published: the position at which a crew ended its training
 
+TOLERATED = 3
+"""From so many failed attempts at one position on, each is a warning in the log."""
+
 
 class CrewFinished(CoxlessError):
     """The others ended the training before this rank came back, and nobody is left to give it the state. Nothing is wrong with theirs."""
@@ -146,6 +149,7 @@ class DataParallel:
         self._begun = 0  # the last one that was attempted here
         self._averaged = 0  # the last one whose averaged gradients were ready here
         self._voted = 0  # the last one that was voted on
+        self._failures, self._failed_at = 0, -1  # attempts in a row that failed here, and at which position
         self._turn = object()  # the call of `steps` that goes on; an older one is over
         self._group: EpochGroup | None = None
         self._met: IterationLike | None = None  # the iteration in which the group was made, or was meant to be
@@ -215,7 +219,18 @@ class DataParallel:
                             self._average(step)
                             self._averaged = number
                     except CollectiveFailed as error:
-                        _log.info("iteration %d failed here: %s", number, error)
+                        self._failures = self._failures + 1 if self._failed_at == self._position else 1
+                        self._failed_at = self._position
+                        # One failure is what this is made for; the third at the same position is perhaps none of the network's.
+                        level = logging.INFO if self._failures < TOLERATED else logging.WARNING
+                        _log.log(
+                            level,
+                            "iteration %d, attempt %d at position %d failed here: %s",
+                            number,
+                            self._failures,
+                            self._position,
+                            error,
+                        )
                         self._tell("failed", iteration, reason=str(error))
                 iteration = self._advance(iteration)
         except CoxlessError as error:
