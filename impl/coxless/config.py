@@ -16,8 +16,9 @@ class Timing:
     """Every duration of the protocol. They are the driver's business alone: the protocol itself knows no time.
 
     heartbeat_interval < heartbeat_timeout, and patience < timeout: else ValueError. heartbeat_timeout and join_timeout are usually shorter
-    than timeout; where one is not, a warning in the log says what that means. It is no error: a supervisor's mark makes a heartbeat timeout
-    of any length sensible, and an advance that gave up can be repeated, and goes on counting where it stopped.
+    than timeout; else an advance gives up before it may go on without the missing. The log says so for the one, the error of founding for
+    the other. It is no mistake: a supervisor's mark makes a heartbeat timeout of any length sensible, and an advance that gave up can be
+    repeated, and goes on counting where it stopped.
     """
 
     heartbeat_interval: timedelta
@@ -44,24 +45,19 @@ class Timing:
             )
         _ordered(self, "heartbeat_interval", "heartbeat_timeout", "or a live rank would be taken for dead between two beats")
         _ordered(self, "patience", "timeout", "or every advance would give up before it looked who is missing")
-        _expected(
-            self,
-            "heartbeat_timeout",
-            "an advance gives up before it may leave a silent rank behind; repeat it, or have one marked dead",
-        )
-        _expected(self, "join_timeout", "the first advance gives up before it may found a crew without the absent; repeat it")
+        if self.heartbeat_timeout >= self.timeout:
+            logger.warning(
+                "heartbeat_timeout (%s) is not shorter than timeout (%s): an advance gives up before it may leave a silent rank behind; "
+                "repeat it, or have one marked dead",
+                self.heartbeat_timeout,
+                self.timeout,
+            )
 
 
 def _ordered(timing: Timing, shorter: str, longer: str, why: str) -> None:
     low, high = getattr(timing, shorter), getattr(timing, longer)
     if low >= high:
         raise ValueError(f"{shorter} ({low}) must be shorter than {longer} ({high}), {why}")
-
-
-def _expected(timing: Timing, name: str, meaning: str) -> None:
-    value = getattr(timing, name)
-    if value >= timing.timeout:
-        logger.warning("%s (%s) is not shorter than timeout (%s): %s", name, value, timing.timeout, meaning)
 
 
 @dataclass(frozen=True, slots=True)

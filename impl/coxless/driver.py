@@ -312,4 +312,7 @@ class Driver:
             what = f"iteration {k + 1}"
         if not absent and len(present) < state.min_ranks:
             absent = [f"more ranks: {len(present)} present, min_ranks is {state.min_ranks}"]
-        return f"{what}: gave up waiting for {', '.join(absent) or 'the others to decide'}"
+        hint = ""
+        if k <= 0 and len(present) >= state.min_ranks:
+            hint = f"; after a join_timeout of {self.join_timeout:g} s it goes on with {len(present)}"
+        return f"{what}: gave up waiting for {', '.join(absent) or 'the others to decide'}{hint}"

@@ -14,7 +14,7 @@ from .closing import close
 from .joining import create_register, join, sign_as_joiner, take_incarnation
 from .learning import learn
 from .operations import ConnectionBroken, Operation, Set, Steps
-from .recovery import recover as recovery
+from .recovery import recover as recover_phase
 from .state import Decision, Phase, RankState
 
 __all__ = ["ConnectionBroken", "Decision", "Operation", "Phase", "RankState", "advance", "enter", "recover"]
@@ -31,7 +31,7 @@ PHASES: dict[int, Callable[[RankState], Steps]] = {
     Phase.READ_REGISTER: read_register,
     Phase.CLOSE: close,
     Phase.LEARN: learn,
-    Phase.RECOVER: recovery,
+    Phase.RECOVER: recover_phase,
 }
 
 
