@@ -363,6 +363,15 @@ def test_a_fault_may_strike_at_every_step_of_the_protocol_that_has_a_reply() -> 
     assert set(fault.STEPS) == steps - {"await_barrier", "clean_up"} | {"won"}  # the end of arrive; another thread
 
 
+def test_a_supervisor_that_cannot_be_told_who_this_is_is_no_reason_to_end(
+    address: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("COXLESS_MEMBER_FILE", str(tmp_path / "gone" / "rank0.members"))
+    with crew_of(address, 0, 1) as crew:
+        assert crew.advance().number == 1
+        assert f"the supervisor cannot be told that this process is {crew.member}" in caplog.text
+
+
 # --- deadlines
 
 
