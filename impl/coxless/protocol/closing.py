@@ -10,6 +10,7 @@ _WORST = "ofj"  # a member that signed twice (after a reconnection) counts by th
 
 
 def close(state: RankState) -> Steps:
+    """Look who has come, and if that is enough, propose the next iteration with them (steps 14 to 18). Returns the phase to go on with."""
     current, k = state.record, state.record.iteration
     text = yield Read("read_arrived", keys.arrived(k))
     signatures = parse_signatures(k, text or "")

@@ -8,6 +8,7 @@ from .state import Phase, RankState
 
 
 def take_incarnation(state: RankState) -> Steps:
+    """This process becomes the newest of its rank."""
     number = yield Add("take_incarnation", keys.incarnation(state.rank), 1)
     state.me = Member(state.rank, number, state.nonce)
     return Phase.CREATE_REGISTER
@@ -65,6 +66,7 @@ def renew(state: RankState, rival: Member) -> Steps:
 
 
 def superseded(me: Member, newer: Member) -> SupersededError:
+    """The error of a process whose rank has a newer one."""
     return SupersededError(
         f"rank {me.rank}: incarnation {me.incarnation} (this process) was replaced by {newer.incarnation}, "
         "a newer process of the same rank: end this one"

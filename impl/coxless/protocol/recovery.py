@@ -12,6 +12,7 @@ from .state import NOBODY, NOTHING, Phase, RankState
 
 
 def recover(state: RankState) -> Steps:
+    """Put back what the store has lost, and find the way back to the barrier. Returns the phase to go on with."""
     if state.me is NOBODY:
         return Phase.TAKE_INCARNATION
     if state.record is NOTHING:

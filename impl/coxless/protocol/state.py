@@ -106,6 +106,7 @@ class RankState:
         return text if record is self.record else str(self.record)
 
     def epoch_text(self) -> EpochText:
+        """For the epoch of `record`; made once in an epoch."""
         epoch = self.known_epoch
         if epoch is None or epoch.epoch != self.record.epoch:
             generation, name = self.record.generation, self.record.epoch
