@@ -2,8 +2,8 @@
 # make test   lints, type-checks and runs every test
 # Both make .venv themselves; a second run starts at once. Besides:
 # make verify       the model at its large bounds, every transition on a real store (an hour or less)
-# make bench        one advance, and the recovery from a crash, measured beside others
-# make bench-model  the checker and the simulation, measured
+# make bench        one advance, the recovery from a crash and the start, measured beside others
+# make bench-model  the checker, the simulation and the validation of recordings, measured
 
 PYTHON ?= python3
 VENV   := .venv
@@ -27,13 +27,14 @@ lint: $(STAMP)
 	$(BIN)/mypy
 
 verify: $(STAMP)
+	$(BIN)/python model/promela/compare.py --large
 	$(BIN)/coxless verify
-	$(BIN)/python model/promela/compare.py
 	$(BIN)/coxless cover --ranks 2 --iterations 2 --crashes 1 --restarts 1 --suspicions 1 --target tcp
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.advance
 	$(BIN)/python -m bench.recovery
+	$(BIN)/python -m bench.startup
 
 bench-model: $(STAMP)
 	$(BIN)/python -m bench.model

@@ -321,7 +321,8 @@ def bytes_of(store: dist.Store) -> int:
 )
 @click.option("--iterations", default=100, show_default=True, help="Iterations of a block; there are 6 blocks of each method.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/bench"), show_default=True)
-def main(processes: str, threads: str, iterations: int, out: Path) -> None:
+@click.option("--name", default="advance", show_default=True, help="Of the files that are written.")
+def main(processes: str, threads: str, iterations: int, out: Path, name: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     data: dict[str, Any] = {
         "machine": machine(),
@@ -343,9 +344,9 @@ def main(processes: str, threads: str, iterations: int, out: Path) -> None:
         report.show(f"{size} threads", data["threads"][size])
     for size in (4, 16):
         data["traffic"][size] = traffic(size, [name for name in names if not name.endswith("recording")])
-    (out / "advance.json").write_text(json.dumps(data, indent=1) + "\n")
-    report.write(data, out)
-    click.echo(f"{out / 'advance.md'}, {out / 'advance.svg'}")
+    (out / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+    report.write(data, out, name)
+    click.echo(f"{out / name}.md, {out / name}.svg")
 
 
 def numbers(text: str) -> list[int]:

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import click
 
 from coxless_model.environment import hardened
-from coxless_model.explore import Limits, explore
+from coxless_model.explore import explore
 from coxless_model.machine import System
 from coxless_model.plain import plain_search
+from coxless_model.results import Limits
 from coxless_model.simulate import simulate
 from coxless_model.two_phase_commit import TwoPhaseCommit
 from coxless_model.verify import machine
@@ -95,8 +96,15 @@ compare = _load(Path(__file__).parents[1] / "model" / "promela" / "compare.py")
 
 @click.command()
 @click.option("--states", type=click.IntRange(1), default=600_000, show_default=True, help="Where the comparison stops.")
-def main(states: int) -> None:
-    """Print the table of the checker's speed and memory (Markdown)."""
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/bench"), show_default=True)
+def main(states: int, out: Path) -> None:
+    """Print the table of the checker's speed and memory (Markdown), and write it to model.md."""
+    lines: list[str] = []
+
+    def say(line: str) -> None:
+        click.echo(line)
+        lines.append(line)
+
     first, second, _, *yardsticks = SYSTEMS
     plan: list[tuple[str, str, int | None]] = [
         *((name, method, states) for name in (first, second) for method in ("plain", "engine")),
@@ -110,25 +118,25 @@ def main(states: int) -> None:
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(1, mp_context=context, max_tasks_per_child=1) as pool:
         rows = [pool.submit(measure, *each).result() for each in plan]
-    click.echo(f"Measured on {time.strftime('%Y-%m-%d')} on {machine()}; CPU seconds.\n")
-    click.echo("| system | search | states | states/s | bytes/state | CPU s | |")
-    click.echo("|---|---|---:|---:|---:|---:|---|")
+    say(f"Measured on {time.strftime('%Y-%m-%d')} on {machine()}; CPU seconds.\n")
+    say("| system | search | states | states/s | bytes/state | CPU s | |")
+    say("|---|---|---:|---:|---:|---:|---|")
     for row in rows:
         size = f"{row.memory / row.states:.0f}" if row.memory else "-"
-        click.echo(f"| {row.system} | {row.method} | {row.states} | {row.rate:.0f} | {size} | {row.seconds:.1f} | {row.remark} |")
-    click.echo("")
+        say(f"| {row.system} | {row.method} | {row.states} | {row.rate:.0f} | {size} | {row.seconds:.1f} | {row.remark} |")
+    say("")
     for name in (first, second, yardsticks[0]):
         plain, engine = (next(row for row in rows if row[:2] == (name, method)) for method in ("plain", "engine"))
         smaller = (engine.memory / engine.states) / max(plain.memory / plain.states, 1)
-        click.echo(f"- {name}: {engine.rate / plain.rate:.1f} times the states per second of plain, {smaller:.2f} of its memory")
+        say(f"- {name}: {engine.rate / plain.rate:.1f} times the states per second of plain, {smaller:.2f} of its memory")
 
     engine, *theirs = (row for row in rows if row.system == WITH_SPIN)
     for row in theirs:
-        click.echo(
-            f"- {WITH_SPIN}: {engine.seconds / row.seconds:.1f} times Spin's time ({engine.states} and {row.states} states)"
-        )
+        say(f"- {WITH_SPIN}: {engine.seconds / row.seconds:.1f} times Spin's time ({engine.states} and {row.states} states)")
     if not theirs:
-        click.echo("- Spin is not installed: apt-get install spin gcc")
+        say("- Spin is not installed: apt-get install spin gcc")
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "model.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ def show(title: str, rows: dict[str, dict[str, float]]) -> None:
     Console().print(table)
 
 
-def write(data: dict[str, Any], out: Path) -> None:
-    (out / "advance.md").write_text(markdown(data))
-    plot(data, out)
+def write(data: dict[str, Any], out: Path, name: str) -> None:
+    (out / f"{name}.md").write_text(markdown(data))
+    plot(data, out, name)
 
 
 def markdown(data: dict[str, Any]) -> str:
@@ -67,7 +67,7 @@ def cell(row: dict[str, float] | None) -> str:
     return "-" if row is None else f"{row['median'] * 1e6:.0f} ({row['ratio']:.2f})"
 
 
-def plot(data: dict[str, Any], out: Path) -> None:
+def plot(data: dict[str, Any], out: Path, name: str) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -75,18 +75,18 @@ def plot(data: dict[str, Any], out: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5.5))
-    for name in next(iter(data["latency"].values())):
-        if name == "coxless, recording":
+    for method in next(iter(data["latency"].values())):
+        if method == "coxless, recording":
             continue
         points = [
-            (int(n), rows[name]["median"] * 1e6)
+            (int(n), rows[method]["median"] * 1e6)
             for part in ("latency", "threads")
             for n, rows in data[part].items()
-            if name in rows
+            if method in rows
         ]
-        strong = name == "coxless"
-        axes.plot(*zip(*points, strict=True), marker="o", label=name, linewidth=3 if strong else 1.2, zorder=3 if strong else 2,
-                  linestyle="--" if name == "raw floor" else "-")  # fmt: skip
+        strong = method == "coxless"
+        axes.plot(*zip(*points, strict=True), marker="o", label=method, linewidth=3 if strong else 1.2, zorder=3 if strong else 2,
+                  linestyle="--" if method == "raw floor" else "-")  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
     axes.set_xlabel("ranks (processes up to 32, then threads, a connection each)")
@@ -96,4 +96,4 @@ def plot(data: dict[str, Any], out: Path) -> None:
     axes.set_title(f"{data['machine']}, {data['date']}", fontsize=8)
     figure.tight_layout()
     for kind in ("svg", "png"):
-        figure.savefig(out / f"advance.{kind}", dpi=130, metadata={"Date": None} if kind == "svg" else None)
+        figure.savefig(out / f"{name}.{kind}", dpi=130, metadata={"Date": None} if kind == "svg" else None)

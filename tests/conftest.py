@@ -1,13 +1,23 @@
-"""Real etcd clusters for whichever test asks for one; skipped, with the reason, where the program is not installed."""
+"""Real etcd clusters for whichever test asks for one; skipped, with the reason, where the program is not installed.
+
+Hypothesis is the same in every run, unless `--hypothesis-profile long` asks for more.
+"""
 
 from collections.abc import Callable, Iterator
 from itertools import count
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
+
+from coxless_model.stateful import PROFILES
 
 if TYPE_CHECKING:
     from coxless.stores.local_etcd import LocalEtcd
+
+for name, profile in PROFILES.items():
+    settings.register_profile(name, profile)
+settings.load_profile("ci")
 
 NewRun = Callable[..., str]
 NO_ETCD = "etcd is not installed: apt-get install etcd-server, or name the program in COXLESS_ETCD"

@@ -1,7 +1,7 @@
 """A small network learns scikit-learn's handwritten digits, on as many ranks as there are at any moment.
 
     coxless run --ranks 4 examples/digits/train.py
-    torchrun --nproc-per-node 4 examples/digits/train.py
+    TORCH_CPP_LOG_LEVEL=ERROR RES_OPTIONS='timeout:1 attempts:1' torchrun --nproc-per-node 4 examples/digits/train.py
 
 Kill a rank while it runs: the others go on, and what `coxless run` starts again catches up and takes part.
 """
@@ -14,13 +14,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
+import coxless  # before torch: else torch logs every wait that times out, with a stack trace, and looks up host names for it
+from coxless.training import DataParallel, Step, batch_at
+from coxless.training.trainer import Observer
+
+# isort: split
 import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
-
-import coxless
-from coxless.training import DataParallel, Step, batch_at
-from coxless.training.trainer import Observer
 
 BATCH = 64  # samples of one update, over all ranks together
 HELD_OUT = 360  # of the 1797 images, for the test

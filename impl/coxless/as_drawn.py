@@ -26,10 +26,12 @@ HEARTBEAT_TIMEOUT = 30.0
 
 
 def heartbeat(rank: int) -> str:
+    """The key of a rank's heartbeat, whichever process sends it."""
     return f"heartbeat_{rank}"
 
 
 def last_iteration(rank: int) -> str:
+    """The key of the iteration that a winner has recorded for a rank."""
     return f"rank_{rank}_last_iteration"
 
 
@@ -122,6 +124,7 @@ class AsDrawnRank:
         return self.iteration
 
     def restart(self, *, timeout: timedelta) -> int:
+        """What a process that was started again does before it trains. Raises TimeoutError."""
         self.iteration = self._run(handle_rank_restart(self.rank), timeout)
         return self.iteration
 
@@ -164,4 +167,5 @@ class AsDrawnRank:
         return None
 
     def close(self) -> None:
+        """Use the connection no more."""
         self._connection.close()

@@ -1,27 +1,36 @@
 """What a caller may choose, checked once: bad input is one clear sentence before anything touches the store."""
 
+import logging
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+
+logger = logging.getLogger(__name__)
 
 LONGEST_PATIENCE = timedelta(seconds=0.5)
 
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """Every duration of the protocol. They are the driver's business alone: the protocol itself knows no time."""
+    """Every duration of the protocol. They are the driver's business alone: the protocol itself knows no time.
+
+    heartbeat_interval < heartbeat_timeout, and patience < timeout: else ValueError. heartbeat_timeout and join_timeout are usually shorter
+    than timeout; else an advance gives up before it may go on without the missing. The log says so for the one, the error of founding for
+    the other. It is no mistake: a supervisor's mark makes a heartbeat timeout of any length sensible, and an advance that gave up can be
+    repeated, and goes on counting where it stopped.
+    """
 
     heartbeat_interval: timedelta
     """How often a rank says that it lives."""
     heartbeat_timeout: timedelta
-    """A member seen silent for so long is suspected."""
+    """A member seen silent for so long is suspected, unless a supervisor has marked it dead before."""
     patience: timedelta
     """How long a rank waits at a barrier before it looks who is missing."""
     join_timeout: timedelta
-    """How long founding waits for ranks that were never seen."""
+    """How long founding waits for ranks that were never seen, before it goes on without them."""
     timeout: timedelta
-    """How long one advance may take in all."""
+    """How long one advance may take in all, before it raises IterationTimeoutError or StoreUnreachableError."""
 
     def __post_init__(self) -> None:
         for name in ("heartbeat_interval", "heartbeat_timeout", "patience", "join_timeout", "timeout"):
@@ -36,6 +45,13 @@ class Timing:
             )
         _ordered(self, "heartbeat_interval", "heartbeat_timeout", "or a live rank would be taken for dead between two beats")
         _ordered(self, "patience", "timeout", "or every advance would give up before it looked who is missing")
+        if self.heartbeat_timeout >= self.timeout:
+            logger.warning(
+                "heartbeat_timeout (%s) is not shorter than timeout (%s): an advance gives up before it may leave a silent rank behind; "
+                "repeat it, or have one marked dead",
+                self.heartbeat_timeout,
+                self.timeout,
+            )
 
 
 def _ordered(timing: Timing, shorter: str, longer: str, why: str) -> None:

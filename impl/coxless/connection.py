@@ -8,32 +8,37 @@ the blocked call then raises, and the client is discarded. No client ever reconn
 
 import contextlib
 import logging
+import math
 import os
-import re
 import socket
 import threading
 import time
 import weakref
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 from torch.distributed import DistNetworkError, DistStoreError, Store, TCPStore
 
 from . import keys
+from .attempt import Attempt
+from .client import CLIENT_TIMEOUT, CONNECT_TIMEOUT, address, base_of, client_socket, fresh_client, has_native_barrier
 from .errors import CorruptStoreError, StoreUnreachableError
 from .protocol.operations import ConnectionBroken
-from .stores import as_etcd, let_go, unwrapped
+from .stores import let_go
 
 logger = logging.getLogger(__name__)
 
 REPLY_LIMIT = 2.5
 """How long a reply may take, a wait's patience included, before the connection is given up (s). Losing one costs a slow close, never safety."""
-CONNECT_TIMEOUT = timedelta(seconds=2)
-"""For one attempt; `reconnect` makes as many as its deadline allows."""
+ATTEMPT_LIMIT = 30.0
+"""After so long without an end (s) an attempt to connect is left to itself, and another one is made: its host may be gone."""
 OPENED = ":open"
 """Where the barrier is not one command, the last to come sets the barrier's key with this ending."""
 _TICK = 0.1
+_PAST_DEADLINE = 2
+"""An operation must have been in flight for so many ticks before a deadline that has passed ends it: a store that answers gets to."""
 _PROBE = keys.PROBE.encode()
 
 
@@ -44,21 +49,32 @@ class Connection:
     `reconnect`. They raise CorruptStoreError for a value that is not text.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.broken = False
-        self._adopt(store.clone())
-        # What the watchdog looks at: odd while an operation is in flight.
+    def __init__(self, store: Store, *, limit: timedelta = CONNECT_TIMEOUT) -> None:
+        """Connect within `limit`, else StoreUnreachableError."""
+        self.broken = True
+        """No operation is possible before `reconnect`."""
+        self.deadline = math.inf
+        """On time.monotonic(): an operation in flight is given up soon after it, although its reply may still be on its way."""
         self.flight = 0
-        self.replies: tuple[bool, ...] = ()
+        """What the watchdog looks at: odd while an operation is in flight."""
+        self._store = store
+        self._owned = False
+        self._socket: socket.socket | None = None
+        self._attempt: Attempt[Store] | None = None
         _watchdog.watch(self)
+        self.reconnect(time.monotonic() + limit.total_seconds())
 
     def _adopt(self, store: Store) -> None:
-        store.set_timeout(CONNECT_TIMEOUT)  # which a clone of it inherits; `wait` is given its own
+        store.set_timeout(CLIENT_TIMEOUT)  # which a clone of it inherits; `wait` is given its own
         self._store = store
         self._native_barrier = has_native_barrier(store)
+        self._plain_timeouts = not isinstance(base_of(store), TCPStore)
         self._barrier = store.barrier if self._native_barrier else self._emulated_barrier
         self._compare_set_and_wake = getattr(store, "compare_set_and_wake", None)
-        self._socket = _client_socket(store)
+        self._socket = client_socket(store)
+        self._owned = True
+        self.flight += self.flight % 2  # an exception from a signal handler may have left it odd
+        self.broken = False
 
     def _call(self, operation: Callable[..., Any], *arguments: object) -> Any:
         if self.broken:
@@ -69,26 +85,33 @@ class Connection:
         except DistNetworkError as error:
             self.broken = True
             raise ConnectionBroken from error
-        except RuntimeError:
-            raise  # the end of a wait's time
+        except (RuntimeError, ValueError):
+            raise  # an answer, if no good one: the end of a wait's time (RuntimeError), a key that is no text (ValueError)
         except BaseException:
-            # Interrupted (Ctrl-C) between the operation and its reply: whether it took effect is not known either.
+            # From a signal handler (Ctrl-C). What was sent has its reply by now, but that is torch's business: use a new client.
             self.broken = True
             raise
         finally:
             self.flight += 1
 
     def add(self, key: str, amount: int) -> int:
+        """The new value of a count, created when it is missing."""
         value: int = self._call(self._store.add, key, amount)
         return value
 
     def set(self, key: str, value: str) -> None:
-        self._call(self._store.set, key, value)
+        """Has no reply: it "succeeds" on a dead server too, until the next operation that has one. So it is with a store whose `set` has
+        one: what breaks is told by the next operation. (The protocol, and the model of it, know no other.)"""
+        with contextlib.suppress(ConnectionBroken):
+            self._call(self._store.set, key, value)
 
     def append(self, key: str, value: str) -> None:
-        self._call(self._store.append, key, value)
+        """Like `set`, but adds to what is there."""
+        with contextlib.suppress(ConnectionBroken):
+            self._call(self._store.append, key, value)
 
     def compare_set(self, key: str, expected: str, desired: str) -> str:
+        """`desired` if the key held `expected` (or was missing, and `expected` is ""), else what it holds; `expected` if it is missing."""
         return _text(key, self._call(self._store.compare_set, key, expected, desired))
 
     def read(self, key: str) -> str | None:
@@ -102,7 +125,7 @@ class Connection:
         try:
             self._call(self._barrier, key, size, patience)
         except RuntimeError as error:
-            return _timed_out(error)
+            return self._timed_out(error)
         return True
 
     def barrier_then_compare_set(
@@ -111,16 +134,12 @@ class Connection:
         """`barrier`, and if all came, `compare_set`: the replies. The fast path's two operations without a call between them.
 
         wake: where the store can, it is set together with the register, and `wakes` is True: one commit less in etcd.
-
-        When it raises ConnectionBroken, `replies` holds what had come before.
         """
-        self.replies = ()
         if self.broken:
             raise ConnectionBroken
         self.flight += 1
         try:
             self._barrier(key, size, patience)
-            self.replies = (True,)
             self.flight += 2
             if wake and self._compare_set_and_wake is not None:
                 return True, _text(target, self._compare_set_and_wake(target, expected, desired, wake))
@@ -131,8 +150,8 @@ class Connection:
         except CorruptStoreError:
             raise
         except RuntimeError as error:
-            return (_timed_out(error),)
-        except BaseException:
+            return (self._timed_out(error),)
+        except BaseException:  # as in `_call`
             self.broken = True
             raise
         finally:
@@ -155,10 +174,18 @@ class Connection:
         try:
             self._call(self._store.wait, [key], patience)
         except RuntimeError as error:
-            return _timed_out(error)
+            return self._timed_out(error)
         return True
 
+    def _timed_out(self, error: RuntimeError) -> bool:
+        """False for the error of a wait whose time is over; raises any other again."""
+        # FileStore's is a plain RuntimeError; elsewhere such a one is somebody else's, raised by a signal handler.
+        if isinstance(error, DistStoreError) or (self._plain_timeouts and "imeout" in str(error)):
+            return False
+        raise error
+
     def delete(self, key: str) -> None:
+        """Delete the key, if it is there."""
         self._call(self._store.delete_key, key)
         if not self._native_barrier and key.endswith(":count"):
             self._call(self._store.delete_key, key + OPENED)
@@ -167,13 +194,13 @@ class Connection:
         """One round trip: proves that the store answers, and that what was sent before has arrived."""
         self._call(self._store.check, [keys.REGISTER])
 
-    def barriers(self) -> dict[str, int]:
-        """Every barrier key that the store holds, with its iteration; nothing for a store that cannot list its keys."""
+    def list_keys(self) -> list[str]:
+        """Every key that the store holds; none for a store that cannot list them."""
         try:
             listed: list[str] = self._call(self._store.list_keys)
-        except (AttributeError, NotImplementedError, UnicodeDecodeError):
-            return {}
-        return {key: k for key in listed if (k := keys.iteration_of_barrier(key)) is not None}
+        except (AttributeError, NotImplementedError, UnicodeDecodeError):  # older torch; FileStore; a foreign key that is no text
+            return []
+        return listed
 
     def shut_down(self) -> None:
         """Called from the watchdog's thread: frees the call that is blocked on this connection."""
@@ -183,62 +210,45 @@ class Connection:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def reconnect(self, deadline: float) -> None:
-        """Replace the broken client by a new one; `deadline` is on time.monotonic().
+        """Replace the client by a new one; `deadline` is on time.monotonic().
 
-        Raises StoreUnreachableError when no server answered by then.
+        Raises StoreUnreachableError when no server answered by then. An attempt that has not ended goes on, and the next call takes it up.
         """
         self._close_socket()
         reason = "it accepts connections but does not answer"
         while True:
-            attempt = _Attempt(self._store)
-            while not attempt.ended.wait(0.1) and time.monotonic() < deadline:
-                pass
-            if attempt.store is not None:
-                let_go(self._store)
-                self._adopt(attempt.store)
-                self.broken = False
-                return
-            reason = attempt.reason or reason
+            attempt = self._attempt
+            if attempt is None or time.monotonic() - attempt.began > ATTEMPT_LIMIT:
+                self._attempt = attempt = Attempt(partial(fresh_client, self._store))
+            if attempt.ended(0.1):
+                self._attempt = None
+                try:
+                    fresh = attempt.result()
+                    self._let_go()
+                    self._adopt(fresh)
+                    return
+                except (RuntimeError, OSError) as error:  # DistNetworkError and the like
+                    reason = str(error).partition("\n")[0]
             if time.monotonic() >= deadline:
                 raise StoreUnreachableError(f"the store at {address(self._store)} cannot be reached: {reason}")
-            time.sleep(0.05)
+            if self._attempt is None:
+                time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
 
     def close(self) -> None:
+        """Use it no more. May be repeated."""
         _watchdog.forget(self)
         self.broken = True
         self._close_socket()
-        let_go(self._store)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._owned:
+            let_go(self._store)
 
     def _close_socket(self) -> None:
         if self._socket is not None:
             self._socket.close()
             self._socket = None
-
-
-class _Attempt:
-    """One attempt to connect, in a thread of its own: on a stopped server `clone()` blocks for as long as the server is stopped."""
-
-    def __init__(self, origin: Store) -> None:
-        self.store: Store | None = None
-        self.reason = ""
-        self.ended = threading.Event()
-        self._origin = origin
-        threading.Thread(target=self._run, name="coxless-connect", daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            # A clone of a store that is not there retries for its whole timeout, prints stack traces, and aborts the process should it
-            # end meanwhile. A plain socket says the same at once.
-            where = _host_and_port(self._origin)
-            if where is not None:
-                socket.create_connection(where, timeout=CONNECT_TIMEOUT.total_seconds()).close()
-            store = self._origin.clone()
-            store.check([keys.REGISTER])  # a reply proves that the server serves
-            self.store = store
-        except (RuntimeError, OSError) as error:  # DistNetworkError and the like
-            self.reason = str(error).partition("\n")[0]
-        finally:
-            self.ended.set()
 
 
 class _Watchdog:
@@ -272,46 +282,14 @@ class _Watchdog:
                 before, ticks = flights.get(connection, (flight, 0))
                 ticks = ticks + 1 if flight % 2 and flight == before else 0
                 flights[connection] = (flight, ticks)
-                if ticks * _TICK > REPLY_LIMIT and not connection.broken:
+                overdue = ticks * _TICK > REPLY_LIMIT or (ticks >= _PAST_DEADLINE and time.monotonic() > connection.deadline)
+                if overdue and not connection.broken:
                     logger.warning("the store did not answer for %.1f s: giving up this connection", ticks * _TICK)
                     connection.shut_down()
             del connections
 
 
 _watchdog = _Watchdog()
-
-
-def has_native_barrier(store: Store) -> bool:
-    """Whether Store.barrier is one command of this store's server (of etcd one transaction). Under a PrefixStore it is several, on keys of its own; older torch
-    has none."""
-    return (isinstance(store, TCPStore) and hasattr(store, "barrier")) or getattr(store, "native_barrier", False)
-
-
-def _timed_out(error: RuntimeError) -> bool:
-    """False for the error of a wait whose time is over; raises any other again."""
-    if isinstance(error, DistStoreError) or "imeout" in str(error):  # FileStore's is a plain RuntimeError
-        return False
-    raise error
-
-
-def _client_socket(store: Store) -> socket.socket | None:
-    """A duplicate of the client's socket, to shut it down with; None for a store that has none (HashStore, FileStore)."""
-    match = re.search(r"client=.*?\bfd=(\d+)", repr(unwrapped(store)))
-    return None if match is None else socket.socket(fileno=os.dup(int(match.group(1))))
-
-
-def address(store: Store) -> str:
-    """host:port of a TCPStore, the members and the run in etcd, else the kind of store; for messages."""
-    if etcd := as_etcd(store):
-        return str(etcd.etcd)
-    where = _host_and_port(store)
-    return type(store).__name__ if where is None else f"{where[0]}:{where[1]}"
-
-
-def _host_and_port(store: Store) -> tuple[str, int] | None:
-    store = unwrapped(store)
-    host, port = getattr(store, "host", None), getattr(store, "port", None)
-    return None if host is None or port is None else (host, port)
 
 
 def _text(key: str, value: bytes) -> str:

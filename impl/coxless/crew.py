@@ -11,20 +11,27 @@ from typing import Self
 from torch.distributed import Store
 
 from . import keys
+from .client import CONNECT_TIMEOUT, runs_server
 from .config import Timing, World, world_from
 from .connection import Connection
-from .driver import Driver, fault_from
+from .driver import Driver
 from .errors import CoxlessError, IterationTimeoutError, StoreUnreachableError
+from .fault import fault_from
 from .housekeeping import Housekeeper
 from .iteration import Iteration, iteration_from
-from .protocol import RankState, enter
-from .protocol.operations import ConnectionBroken
+from .lookout import Lookout
+from .protocol import Decision, RankState, enter
 from .recording import recorder_from_env
-from .records import Flag, Member, parse_record, parse_signatures
+from .records import Flag, Member, parse_record
 from .store import connect, refuse_unfit, store_from_env
 from .suspicion import HeartbeatObserver
 
 logger = logging.getLogger(__name__)
+
+LEAVE_PATIENCE = 2.0
+"""How long (s) leaving may take where the store does not answer."""
+LAST_OUT_PATIENCE = 10.0
+"""How long (s) a rank that runs the store in its own process waits for the others to leave, before it takes the store away."""
 
 
 class Crew:
@@ -33,7 +40,9 @@ class Crew:
     Not to be used across fork: make it in the process that uses it (TCPStore clients do not survive fork).
     """
 
-    def __init__(self, store: Store, world: World, timing: Timing) -> None:
+    def __init__(self, store: Store, world: World, timing: Timing, *, limit: timedelta = CONNECT_TIMEOUT) -> None:
+        """`limit`: how long connecting to the store may take."""
+        began = time.monotonic()
         self.world = world
         self.timing = timing
         self.store = store
@@ -60,7 +69,7 @@ class Crew:
         if self._recorder is not None:
             self._recorder.start(self._state)
         self._driver = Driver(
-            connection=Connection(store),
+            connection=Connection(store, limit=limit),
             state=self._state,
             observer=self._observer,
             patience=timing.patience,
@@ -71,14 +80,20 @@ class Crew:
         )
         fault = os.environ.get("COXLESS_FAULT")
         if fault:
+            logger.warning("COXLESS_FAULT=%s: this process is going to kill itself there", fault)
             self._driver.watchers.append(fault_from(fault))
-        self._housekeeper = Housekeeper(store, interval=timing.heartbeat_interval.total_seconds(), recorder=self._recorder)
-        self._next_to_ask = 0
+        self._housekeeper = Housekeeper(
+            Connection(store, limit=max(timedelta(0), limit - timedelta(seconds=time.monotonic() - began))),
+            interval=timing.heartbeat_interval.total_seconds(),
+            recorder=self._recorder,
+        )
+        self._lookout = Lookout(self._driver)
 
     # --- who and where
 
     @property
     def rank(self) -> int:
+        """Which rank this process is, 0 .. world_size-1."""
         return self.world.rank
 
     @property
@@ -92,21 +107,27 @@ class Crew:
         return self._iteration
 
     def get_global_iteration(self) -> int:
-        """The iteration that the whole crew has agreed on, as the store says now. Raises StoreUnreachableError."""
-        try:
-            text = self._driver.connection.read(keys.REGISTER)
-        except ConnectionBroken:
-            raise StoreUnreachableError("the store does not answer") from None
+        """The iteration that the whole crew has agreed on, as the store says now; 0 before the first. Raises StoreUnreachableError,
+        within a few seconds."""
+        text = self._driver.look(lambda: self._driver.connection.read(keys.REGISTER))
         return 0 if text is None else parse_record(text).iteration
 
     def get_active_ranks_for_coordination(self) -> list[int]:
-        """The ranks of the present iteration that this rank does not suspect now. For a look, not for a decision."""
+        """The ranks of the present iteration that this rank does not suspect now. For a look, not for a decision. Raises
+        StoreUnreachableError, within a few seconds."""
         if self._iteration is None:
             return [self.rank]
-        try:
-            return [m.rank for m in self._iteration.participants if m == self.member or not self._driver.suspects(m)]
-        except ConnectionBroken:
-            raise StoreUnreachableError("the store does not answer") from None
+        participants = self._iteration.participants
+        return self._driver.look(lambda: [m.rank for m in participants if m == self.member or not self._driver.suspects(m)])
+
+    def publish(self, name: str, value: str) -> None:
+        """Leave a word in the store for ranks that come later: soon, in the background, and again when the store has lost its data
+        while this rank is in the crew. A hint, no decision: the last writer wins."""
+        self._housekeeper.publish(keys.published(name), value)
+
+    def published(self, name: str) -> str | None:
+        """The word that a rank has left under this name. Raises StoreUnreachableError, within a few seconds."""
+        return self._driver.look(lambda: self._driver.connection.read(keys.published(name)))
 
     def send_heartbeat(self) -> None:
         """Send one now. They are sent by a thread of their own every `heartbeat_interval`; nobody needs to call this."""
@@ -119,11 +140,14 @@ class Crew:
 
         With `until`, ends after iteration number `until` (of the whole crew) has been decided upon; whether its update was
         committed is then in `crew.iteration.committed`. A rank that was left behind comes back with `iteration.rejoined`.
-        Raises what `advance` raises.
+        Raises what `advance` raises. Called again, it goes on where it stopped: with the iteration that was not voted on yet, or, if
+        it was, by finishing its advance.
         """
         if until is not None and until < 0:
             raise ValueError(f"until must be at least 0, not {until}")
-        iteration = self.advance() if self._iteration is None else self._iteration
+        iteration = self._iteration
+        if iteration is None or self._driver.owes(iteration.number):
+            iteration = self.advance()
         while until is None or iteration.number <= until:
             self._vote = (True, None)
             yield iteration
@@ -151,15 +175,9 @@ class Crew:
         if self._left:
             raise CoxlessError(f"rank {self.rank} has left the crew: join again to take part")
         ok, holds = _checked_vote(ok, holds)
-        deadline = time.monotonic() + self._timeout
+        previous = self._iteration
         try:
-            if self._driver.unfinished:
-                decision = self._driver.run(None, deadline=deadline)
-            elif self._iteration is None:
-                decision = self._driver.run(enter(self._state), deadline=deadline)
-            else:
-                flag: Flag = "o" if ok else "f" if (self._iteration.holds if holds is None else holds) else "j"
-                decision = self._driver.advance(flag, deadline=deadline)
+            decision = self._decide(previous, ok, holds, time.monotonic() + self._timeout)
         except (IterationTimeoutError, StoreUnreachableError):
             raise
         except CoxlessError as error:
@@ -169,91 +187,99 @@ class Crew:
             if self._state.deletions:
                 self._housekeeper.delete(self._state.deletions)
                 self._state.deletions = []
-        previous = self._iteration
-        self._iteration = iteration = iteration_from(decision, previous)
+        iteration = iteration_from(decision, previous)
         self._housekeeper.iteration = iteration.number
         if previous is None or iteration.epoch != previous.epoch:
-            self._observer.forget_all_but(set(iteration.participants))
-            if iteration.left and iteration.index == 0:
-                # Nobody stands at a barrier before the last one any more, whoever is still to learn so.
-                self._housekeeper.sweep(iteration.number - 1)
-            logger.info(
-                "iteration %d, epoch %s: ranks %s",
-                iteration.number,
-                iteration.epoch,
-                ",".join(str(m.rank) for m in iteration.participants),
-            )
-            if iteration.rejoined and previous is not None:
-                logger.warning(
-                    "rank %d was left behind at iteration %d and rejoins at %d", self.rank, previous.number, iteration.number
-                )
+            self._begin_epoch(iteration, previous)
+        # Last, and with no call after it: an exception from a signal handler either finds it done, and the caller has the iteration,
+        # or not, and the next call returns it.
+        self._iteration = iteration
         return iteration
+
+    def _decide(self, previous: Iteration | None, ok: bool, holds: bool | None, deadline: float) -> Decision:
+        driver = self._driver
+        decision = driver.decided(0 if previous is None else previous.number)
+        if decision is not None:
+            return decision
+        if driver.unfinished:
+            return driver.run(None, deadline=deadline)
+        if previous is None:
+            return driver.run(enter(self._state), deadline=deadline)
+        flag: Flag = "o" if ok else "f" if (previous.holds if holds is None else holds) else "j"
+        return driver.advance(flag, deadline=deadline)
+
+    def _begin_epoch(self, iteration: Iteration, previous: Iteration | None) -> None:
+        participants = iteration.participants
+        self._observer.forget_all_but(set(participants))
+        stayed = () if previous is None or iteration.rejoined else [m for m in participants if m in previous.participants]
+        # One of those who were there before cleans up, so that it knows who has gone: the first of them.
+        if stayed and stayed[0] == self.member and (iteration.left or iteration.joined):
+            self._housekeeper.delete(map(keys.heartbeat, iteration.left))
+            self._housekeeper.sweep(iteration.number - 1, participants)
+        logger.info(
+            "iteration %d, epoch %s: ranks %s", iteration.number, iteration.epoch, ",".join(str(m.rank) for m in participants)
+        )
+        if iteration.rejoined and previous is not None:
+            logger.warning(
+                "rank %d was left behind at iteration %d and rejoins at %d", self.rank, previous.number, iteration.number
+            )
 
     def trouble(self) -> str | None:
         """Why the present iteration cannot complete as it is, or None: to be asked now and then while waiting in a collective,
         since not every backend notices that a peer has gone or given up.
 
-        One round trip, and one more for each of a few participants, who are asked about in turn.
+        One round trip, and one more for each of a few participants, who are asked about in turn. A store that does not answer is no
+        trouble of the collective's: None, within a few seconds, and the next call tries a new connection.
         """
-        iteration = self._iteration
-        if iteration is None:
+        if self._iteration is None:
             return None
         try:
-            return self._moved_on(iteration) or self._gone(iteration)
-        except ConnectionBroken:
-            return None  # the store's trouble is not the collective's; the next advance deals with it
-
-    def _moved_on(self, iteration: Iteration) -> str | None:
-        text = self._driver.connection.read(keys.REGISTER)
-        if text is None:
+            return self._lookout.trouble(self._iteration)
+        except StoreUnreachableError:
             return None
-        record = parse_record(text)
-        if record.iteration != iteration.number:
-            return f"the crew is at iteration {record.iteration}"
-        if not record.attention:
-            return None
-        arrived = self._driver.connection.read(keys.arrived(iteration.number))
-        for member, flag in parse_signatures(iteration.number, arrived or ""):
-            if member in iteration.participants and flag != "o":
-                return f"the step failed on rank {member.rank}"
-            if any(member.replaces(participant) for participant in iteration.participants):
-                return f"rank {member.rank} was restarted"
-        return None
-
-    def _gone(self, iteration: Iteration) -> str | None:
-        others = [member for member in iteration.participants if member != self.member]
-        for _ in range(min(8, len(others))):
-            self._next_to_ask = (self._next_to_ask + 1) % len(others)
-            member = others[self._next_to_ask]
-            if self._driver.suspects(member):
-                return f"rank {member.rank} is gone"
-        return None
 
     def _announce(self, member: Member) -> None:
         """Start the heartbeats of the incarnation just taken, and tell the supervisor which member this process is."""
         path = os.environ.get("COXLESS_MEMBER_FILE")
         if path:
-            with open(path, "a", encoding="ascii") as file:
-                file.write(f"{member}\n")
+            try:
+                with open(path, "a", encoding="ascii") as file:
+                    file.write(f"{member}\n")
+            except OSError as error:  # costs the others the heartbeat timeout, should this process die; no reason to die of it
+                logger.warning("the supervisor cannot be told that this process is %s: %s", member, error)
         self._housekeeper.beat_as(member)
 
     # --- the end
 
     def leave(self) -> None:
-        """Leave cleanly: the others go on without waiting for the heartbeat timeout. Calling it twice is harmless."""
+        """Leave cleanly: the others go on without waiting for the heartbeat timeout. Calling it twice is harmless.
+
+        Takes a few seconds at most, also when the store does not answer. Only a rank that runs the store in its own process waits for
+        the others to leave, for at most ten seconds: they need it to the end.
+        """
+        self._leave(last_out=True)
+
+    def _leave(self, *, last_out: bool) -> None:
         if self._left:
             return
         self._left = True
         if self._recorder is not None:
             self._recorder.left()
-        self._housekeeper.leave(patience=2.0)
+        self._housekeeper.leave(patience=LEAVE_PATIENCE)
+        if last_out and self._iteration is not None and runs_server(self.store):
+            others = [member for member in self._iteration.participants if member != self.member]
+            staying = self._housekeeper.await_the_others(others, patience=LAST_OUT_PATIENCE)
+            if staying:
+                ranks = ", ".join(str(member.rank) for member in staying)
+                logger.warning("rank %d runs the store in its own process: it is gone with it for ranks %s", self.rank, ranks)
+        self._housekeeper.close()
         self._driver.connection.close()
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
-        self.leave()
+        self._leave(last_out=kind is None)  # an error must not be held up
 
 
 def _checked_vote(ok: bool, holds: bool | None) -> tuple[bool, bool | None]:
@@ -274,7 +300,7 @@ def join(
     join_timeout: timedelta = timedelta(minutes=5),
     timeout: timedelta = timedelta(minutes=10),
 ) -> Crew:
-    """Take this rank's place in the crew. Returns at once; the first iteration waits for the others.
+    """Take this rank's place in the crew. Does not wait for the others: the first iteration does.
 
     store: any torch.distributed.Store of a kind that can carry the protocol (TCPStore with libuv, EtcdStore, HashStore between
         threads, FileStore), or an address: "10.0.0.1:29400", "etcd://10.0.0.1:2379/job-17", "file:///shared/job-17". None:
@@ -284,8 +310,8 @@ def join(
     min_ranks: an iteration is never decided with fewer participants. Must be the same on all ranks.
     heartbeat_interval, heartbeat_timeout, patience, join_timeout, timeout: see `Timing`.
 
-    Raises ValueError and TypeError for bad arguments, StoreUnreachableError when no store answers, UnfitStoreError for a store that
-    cannot carry the protocol.
+    Raises ValueError and TypeError for bad arguments, StoreUnreachableError when no store answers within ten seconds (or `timeout`, if
+    that is shorter), UnfitStoreError for a store that cannot carry the protocol.
     """
     world = world_from(rank, world_size, min_ranks)
     timing = Timing(
@@ -295,14 +321,16 @@ def join(
         join_timeout=join_timeout,
         timeout=timeout,
     )
+    limit = min(CONNECT_TIMEOUT, timeout)
+    deadline = time.monotonic() + limit.total_seconds()
     if store is None:
-        opened = store_from_env()
+        opened = store_from_env(timeout=limit)
     elif isinstance(store, str):
-        opened = connect(store)
+        opened = connect(store, timeout=limit)
     else:
-        refuse_unfit(store)
+        refuse_unfit(store, timeout=limit)
         opened = store
-    return Crew(opened, world, timing)
+    return Crew(opened, world, timing, limit=timedelta(seconds=max(0.5, deadline - time.monotonic())))
 
 
 def join_from_env(**options: object) -> Crew:

@@ -14,6 +14,7 @@ from .address import redacted
 from .connection import Connection
 from .errors import CoxlessError
 from .protocol.operations import ConnectionBroken
+from .records import DEAD, LEFT
 from .store import connect
 from .stores import let_go
 
@@ -27,16 +28,30 @@ GIVE_UP_AFTER = 60.0
 
 
 class _Marks(Protocol):
-    def set(self, key: str, value: str, /) -> None: ...
-    def compare_set(self, key: str, expected: str, desired: str, /) -> object: ...
+    def compare_set(self, key: str, expected: str, desired: str, /) -> bytes | str: ...
 
 
-def mark_dead(store: _Marks, tokens: Iterable[str]) -> None:
-    """Write `dead` as the heartbeat of each member `rank.n-nonce`. `store` is a store or a Connection; what it raises passes through."""
-    for token in tokens:
-        store.set(keys.heartbeat(token), "dead")
-    # `set` has no reply and "succeeds" on a dead server too; an operation that has one follows on the same connection.
-    store.compare_set(keys.REGISTER, keys.PROBE, keys.PROBE)
+def mark_dead(store: _Marks, tokens: Iterable[str], *, again: bool = False) -> tuple[str, ...]:
+    """Write `dead` as the heartbeat of each member `rank.n-nonce`, but of those that have left. Returns those that are marked dead.
+
+    again: only where there is a heartbeat; one that was deleted meanwhile is read by nobody any more, and would be litter.
+    `store` is a store or a Connection; what it raises passes through.
+    """
+    return tuple(token for token in tokens if _mark(store, keys.heartbeat(token), again=again))
+
+
+def _mark(store: _Marks, key: str, *, again: bool) -> bool:
+    # Never over `left`, which may still be on its way from the process: so each step names what it replaces.
+    found = _text(store.compare_set(key, *((keys.PROBE, keys.PROBE) if again else ("", DEAD))))
+    while found not in (DEAD, LEFT, keys.PROBE):
+        expected, found = found, _text(store.compare_set(key, found, DEAD))
+        if found == expected:  # it is missing: deleted just now
+            return False
+    return found == DEAD
+
+
+def _text(value: bytes | str) -> str:
+    return value if isinstance(value, str) else value.decode("ascii", errors="replace")
 
 
 class DeadMarker:
@@ -46,7 +61,7 @@ class DeadMarker:
     """
 
     def __init__(self, address: str, on_marked: Callable[[int, tuple[str, ...]], None]) -> None:
-        """`on_marked(rank, tokens)` is called, from this thread, after the first mark of a process."""
+        """`on_marked(rank, tokens)` is called, from this thread, after the first mark of a process, with those members that had not left."""
         self._address = address
         self._on_marked = on_marked
         # (when, order, until, rank, tokens, the first time)
@@ -66,10 +81,12 @@ class DeadMarker:
             self._push(now, now + GIVE_UP_AFTER, rank, named, True)
             self._push(now + SECOND_MARK_AFTER, now + GIVE_UP_AFTER, rank, named, False)
 
-    def close(self, patience: float = 2.0) -> None:
-        """Write what is still to be written without waiting for its time, for at most `patience` seconds."""
+    def close(self, patience: float = 2.0, *, write: bool = True) -> None:
+        """Write what is still to be written without waiting for its time, or drop it, for at most `patience` seconds."""
         with self._changed:
             self._closing = True
+            if not write:
+                self._due.clear()
             self._changed.notify()
         self._thread.join(patience)
 
@@ -88,9 +105,10 @@ class DeadMarker:
                 if not self._due:
                     break
                 _, _, until, rank, tokens, first = heapq.heappop(self._due)
-            if self._write(tokens):
-                if first:
-                    self._on_marked(rank, tokens)
+            marked = self._write(tokens, first)
+            if marked is not None:
+                if marked and first:
+                    self._on_marked(rank, marked)
             elif self._closing:
                 break
             elif time.monotonic() < until:
@@ -100,15 +118,15 @@ class DeadMarker:
         if self._connection is not None:
             self._connection.close()
 
-    def _write(self, tokens: tuple[str, ...]) -> bool:
+    def _write(self, tokens: tuple[str, ...], first: bool) -> tuple[str, ...] | None:
+        """Which are marked; None when that could not be done."""
         for _ in range(2):  # a broken connection shows only when it is used
             if not self._connected():
-                return False
+                return None
             assert self._connection is not None
             with contextlib.suppress(ConnectionBroken, CoxlessError):
-                mark_dead(self._connection, tokens)
-                return True
-        return False
+                return mark_dead(self._connection, tokens, again=not first)
+        return None
 
     def _connected(self) -> bool:
         try:

@@ -1,18 +1,17 @@
 """Runs protocol generators on a real store: performs their operations, answers their questions about time, keeps the deadline."""
 
 import os
-import signal
 import time
 from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from . import keys
-from .connection import Connection
+from .connection import REPLY_LIMIT, Connection
 from .errors import CoxlessError, CrewEndedError, IterationTimeoutError, StoreUnreachableError
-from .protocol import Decision, Operation, RankState, advance
+from .protocol import Decision, Operation, RankState, advance, recover
 from .protocol.operations import (
     Add,
     Append,
@@ -28,10 +27,15 @@ from .protocol.operations import (
 )
 from .protocol.state import NOBODY
 from .recording import Recorder, now
-from .records import LEFT, Flag, Member, Record, parse_heartbeat
+from .records import LEFT, Flag, Member, Record, parse_counter, parse_heartbeat
 from .suspicion import HeartbeatObserver
 
+T = TypeVar("T")
+
 BARRIER = keys.count(0).removesuffix("0:count")
+
+_SHORTEST_WAIT = 0.005  # the store counts in milliseconds, and answers 0 with "not there"
+_LOOK_LIMIT = 0.4
 
 Watcher = Callable[[RankState, Operation, object], None]
 """Called after each operation, with its reply."""
@@ -39,7 +43,12 @@ Watcher = Callable[[RankState, Operation, object], None]
 
 @dataclass(slots=True)
 class Driver:
-    """Owns the training thread's connection. One generator runs at a time; one that hit the deadline can be continued."""
+    """Owns the training thread's connection. One generator runs at a time.
+
+    Whatever stops a run before its decision (the deadline, a store that is gone, an exception from a signal handler), the run can be
+    continued, and whatever the generator does not know for certain then, it is told as a broken connection: from there it recovers, and
+    asks everybody by name. So a rank is never counted twice at a barrier.
+    """
 
     connection: Connection
     state: RankState
@@ -52,21 +61,40 @@ class Driver:
     """Told the member that this process is, each time it takes an incarnation."""
     watchers: list[Watcher]
     recorder: Recorder | None = None
+    unfinished: bool = False
+    """A run has begun that has not come to its decision."""
+    _in_doubt: bool = False
+    """The generator does not stand before `_operation`: a reply may be lost, or the store's data, or the generator itself was interrupted."""
     _founding: tuple[str, float] = ("", 0.0)
     _left: set[Member] = field(default_factory=set)
+    _since: int = 0
+    """The iteration from which the run began."""
     _generator: Generator[Operation, object, Decision] | None = None
     _operation: Operation | None = None
+    _began: int = 0
+    _wait: timedelta = timedelta(0)
+    """The patience, or what is left until the deadline."""
     _announced: Member = NOBODY
+    _recorded: int = 0
+    """The last iteration whose decision was recorded."""
     _perform: dict[type, Callable[[Any], object]] = field(default_factory=dict)
 
-    @property
-    def unfinished(self) -> bool:
-        """Whether the last run stopped before its decision."""
-        return self._generator is not None
+    def owes(self, number: int) -> bool:
+        """Whether an advance from iteration `number` has begun and its decision was not fetched yet."""
+        return self.unfinished or self._has_decided(number)
+
+    def decided(self, number: int) -> Decision | None:
+        """The decision after iteration `number`, if a run came to it and was interrupted before it could hand it over."""
+        return self._finish() if self._has_decided(number) else None
+
+    def _has_decided(self, number: int) -> bool:
+        # Only deciding makes a rank a member of a later iteration.
+        return self.state.is_member and self.state.record.iteration > number
 
     def advance(self, flag: Flag, *, deadline: float) -> Decision:
         """From the iteration that this rank takes part in to the next one. Raises what `run` raises."""
-        if flag == "o" and self.recorder is None and not self.watchers and not self.state.record.attention:
+        plain = self.recorder is None and not self.watchers and not self.state.record.attention and not self._in_doubt
+        if flag == "o" and plain:
             return self._fast(deadline)
         return self.run(advance(self.state, flag), deadline=deadline)
 
@@ -78,8 +106,10 @@ class Driver:
         current, epoch = state.record, state.epoch_text()
         generation, k, name, *_ = current
         head = f"{epoch.before}{k + 1}{epoch.after}"
-        replies: tuple[Any, ...]
-        broken: ConnectionBroken | None = None
+        state.flag = "o"
+        connection.deadline = deadline
+        self._since = k
+        self.unfinished = self._in_doubt = True
         try:
             replies = connection.barrier_then_compare_set(
                 f"{BARRIER}{k}:count",
@@ -90,30 +120,28 @@ class Driver:
                 head + epoch.me,
                 keys.full(k),
             )
-            if len(replies) == 2:
-                text = replies[1]
-                winner = epoch.members.get(text[len(head) :]) if text.startswith(head) else None
-                if winner is not None:
-                    record = Record(generation, k + 1, name, True, False, winner)
-                    state.decide_in_epoch(record, text)
-                    if winner == state.me and not connection.wakes:
-                        with suppress(ConnectionBroken):
-                            connection.set(keys.full(k), "1")
-                    return Decision(record, state.listed, state.me)
-        except ConnectionBroken as error:
-            replies, broken = connection.replies, error
-        generator = self._generator = advance(state, "o")
+        except ConnectionBroken:
+            return self.run(None, deadline=deadline)
+        if len(replies) == 2:
+            text = replies[1]
+            winner = epoch.members.get(text[len(head) :]) if text.startswith(head) else None
+            if winner is not None:
+                record = Record(generation, k + 1, name, True, False, winner)
+                state.decide_in_epoch(record, text)
+                if winner == state.me and not connection.wakes:
+                    with suppress(ConnectionBroken):
+                        connection.set(keys.full(k), "1")
+                self.unfinished = self._in_doubt = False
+                return Decision(record, state.listed, state.me)
+        generator = advance(state, "o")
         operation = next(generator)
         try:
             for reply in replies:
                 operation = generator.send(reply)
-        except StopIteration as stop:  # a decision after all: of this epoch, with attention up again already
-            self._generator = None
-            decision: Decision = stop.value
-            return decision
-        self._operation = operation  # before reconnecting, which may fail: the call can be repeated then
-        if broken is not None:
-            self._operation = self._reconnect(generator, operation, 0, deadline, broken)
+        except StopIteration:  # a decision after all: of this epoch, with attention up again already
+            self._in_doubt = False
+            return self._finish()
+        self._generator, self._operation, self._in_doubt = generator, operation, False
         return self.run(None, deadline=deadline)
 
     def run(self, generator: Generator[Operation, object, Decision] | None, *, deadline: float) -> Decision:
@@ -122,77 +150,129 @@ class Driver:
         Raises IterationTimeoutError and StoreUnreachableError at the deadline, and whatever the protocol raises.
         """
         state, recorder, perform = self.state, self.recorder, self._perform
+        self.connection.deadline = deadline
         if generator is not None:
-            self._generator, self._operation = generator, next(generator)
-            if recorder is not None:
-                recorder.vote(state)
-        assert self._generator is not None
-        assert self._operation is not None
-        generator, operation = self._generator, self._operation
+            self._start(generator)
         try:
             while True:
-                if time.monotonic() > deadline:
+                left = deadline - time.monotonic()
+                if left < 0:
+                    if self.connection.broken:
+                        self._in_doubt = True
+                        self.connection.reconnect(deadline)  # whose error says what is wrong
                     raise IterationTimeoutError(self._missing())
-                began = 0 if recorder is None else now()
+                self._wait = min(self.patience, timedelta(seconds=max(left, _SHORTEST_WAIT)))
+                if self._in_doubt:
+                    if self._has_decided(self._since):
+                        return self._finish()
+                    self._recover(deadline)
+                operation = self._operation
+                assert operation is not None and self._generator is not None
+                self._in_doubt = True
+                self._began = 0 if recorder is None else now()
                 try:
                     reply = perform[operation.__class__](operation)
-                except ConnectionBroken as broken:
-                    operation = self._reconnect(generator, operation, began, deadline, broken)
+                except ConnectionBroken:
+                    if self._has_decided(self._since):  # it was the wake, which only spares the others a wait
+                        return self._finish()
                     continue
                 if recorder is not None:
-                    recorder.operation(operation, reply, began)
+                    recorder.operation(operation, reply, self._began)
+                    self._operation = None
                 if self.watchers:
                     for watcher in self.watchers:
                         watcher(state, operation, reply)
-                operation = generator.send(reply)
+                self._operation = self._generator.send(reply)
+                self._in_doubt = False
                 if state.me is not self._announced:
-                    self._announced = state.me
                     self.announce(state.me)
-        except StopIteration as stop:
-            self._generator = self._operation = None
-            decision: Decision = stop.value
-            if recorder is not None:
-                recorder.decision(decision)
-            return decision
-        except (IterationTimeoutError, StoreUnreachableError, KeyboardInterrupt):
-            self._operation = operation  # the generator still stands before it: it can be continued
+                    self._announced = state.me
+        except StopIteration:
+            self._in_doubt = False
+            return self._finish()
+        except (IterationTimeoutError, StoreUnreachableError):
             raise
-        except BaseException as error:
-            self._generator = self._operation = None
-            if recorder is not None and isinstance(error, CoxlessError):
+        except CoxlessError as error:
+            if recorder is not None:
                 recorder.error(error)
             raise
 
-    def _reconnect(
-        self,
-        generator: Generator[Operation, object, Decision],
-        operation: Operation,
-        began: int,
-        deadline: float,
-        broken: ConnectionBroken,
-    ) -> Operation:
+    def _start(self, generator: Generator[Operation, object, Decision]) -> None:
         if self.recorder is not None:
-            self.recorder.broken(operation, began)
-        self.connection.reconnect(deadline)
+            self.recorder.vote(self.state)
+            self._began = now()
+        self._since = self.state.record.iteration if self.state.is_member else 0
+        lost, self.unfinished, self._in_doubt = self._in_doubt, True, True
+        self._generator, self._operation = generator, next(generator)
+        self._in_doubt = lost  # then the operation is the one that is not made
+
+    def _recover(self, deadline: float) -> None:
+        """Tell the generator that its connection broke; an interrupted one cannot be told any more, and another one goes on from there."""
+        if self.connection.broken:
+            self.connection.reconnect(deadline)
+        # Only now: until then it may still take effect, in a server that was stopped, say.
+        if self.recorder is not None and self._operation is not None:
+            self.recorder.broken(self._operation, self._began)
+        self._operation = None
         # Should this rank have to create the register again, then as another genesis: the join timeout counts from each.
         self.state.generation = os.urandom(4).hex()
-        return generator.throw(broken)
+        self._generator = recover(self.state)
+        self._operation = next(self._generator)
+        self._in_doubt = False
+
+    def _finish(self) -> Decision:
+        state = self.state
+        decision = Decision(state.record, state.listed, state.me)
+        if self.recorder is not None and self._recorded != state.record.iteration:
+            if self._operation is not None:
+                self.recorder.broken(self._operation, self._began)
+            self.recorder.decision(decision)
+            self._recorded = state.record.iteration
+        self._generator = self._operation = None
+        self.unfinished = False
+        return decision
+
+    def look(self, question: Callable[[], T]) -> T:
+        """Ask the store something between two runs, or while one is stopped, on a new connection if need be; then the next run recovers
+        first, since the store may have lost its data.
+
+        Raises StoreUnreachableError after three seconds at most.
+        """
+        connection = self.connection
+        connection.deadline = time.monotonic() + REPLY_LIMIT
+        for attempt in (1, 2):
+            try:
+                if connection.broken:
+                    self._in_doubt = True
+                    connection.reconnect(time.monotonic() + _LOOK_LIMIT)
+                return question()
+            except ConnectionBroken:
+                if attempt == 2:
+                    break
+        raise StoreUnreachableError(f"the store does not answer: asked twice in {_LOOK_LIMIT:g} s")
 
     def __post_init__(self) -> None:
         # One entry for each operation; looked up by class, which is quicker than matching on the fast path.
-        connection, patience = self.connection, self.patience
+        connection = self.connection
         self._perform = {
-            Barrier: lambda op: connection.barrier(op.key, op.size, patience),
+            Barrier: lambda op: connection.barrier(op.key, op.size, self._wait),
             CompareSet: lambda op: connection.compare_set(op.key, op.expected, op.desired),
             Set: lambda op: connection.set(op.key, op.value),
-            Wait: lambda op: connection.wait(op.key, patience),
-            Add: lambda op: connection.add(op.key, op.amount),
+            Wait: lambda op: connection.wait(op.key, self._wait),
+            Add: self._add,
             Append: lambda op: connection.append(op.key, op.value),
             Read: lambda op: connection.read(op.key),
             Delete: lambda op: connection.delete(op.key),
             ReadHeartbeat: lambda op: self.suspects(op.member),
             JoinTimedOut: lambda op: self._join_timed_out(time.monotonic()),
         }
+
+    def _add(self, operation: Add) -> int:
+        """An incarnation: looked at first, since a server adds to "12abc" as to 12, and hangs up on a text that is no number at all."""
+        text = self.connection.read(operation.key)
+        if text is not None:
+            parse_counter(operation.key, text)
+        return self.connection.add(operation.key, operation.amount)
 
     def _join_timed_out(self, now: float) -> bool:
         """Counted from when this process first saw this genesis. A store that lost its data gets another: were the old one's time counted
@@ -239,24 +319,7 @@ class Driver:
             what = f"iteration {k + 1}"
         if not absent and len(present) < state.min_ranks:
             absent = [f"more ranks: {len(present)} present, min_ranks is {state.min_ranks}"]
-        return f"{what}: gave up waiting for {', '.join(absent) or 'the others to decide'}"
-
-
-def fault_from(text: str) -> Watcher:
-    """A watcher that kills this process with SIGKILL at an exact point, for demonstrations and tests.
-
-    `step@k`: right after the named step (docs/protocol.md) at the barrier of iteration k; `won@k`: right after winning the decision of
-    iteration k, before anybody is told. Raises ValueError for anything else.
-    """
-    step, at, number = text.partition("@")
-    if not (step and at and number.isdecimal()):
-        raise ValueError(f"COXLESS_FAULT={text!r}: expected STEP@ITERATION, such as arrive@40 or won@80")
-    iteration = int(number)
-
-    def watch(state: RankState, operation: Operation, reply: object) -> None:
-        k = state.record.iteration
-        won = isinstance(operation, CompareSet) and operation.step.startswith("propose") and reply == operation.desired
-        if (step == "won" and won and k + 1 == iteration) or (step == operation.step and k == iteration):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    return watch
+        hint = ""
+        if k <= 0 and len(present) >= state.min_ranks:
+            hint = f"; after a join_timeout of {self.join_timeout:g} s it goes on with {len(present)}"
+        return f"{what}: gave up waiting for {', '.join(absent) or 'the others to decide'}{hint}"

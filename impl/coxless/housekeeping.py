@@ -1,4 +1,4 @@
-"""What a rank does beside its training thread, over a connection of its own: heartbeats, deletions, the clean leave.
+"""What a rank does beside its training thread, over a connection of its own: heartbeats, deletions, what it publishes, the clean leave.
 
 A client that is blocked in `wait` blocks all its threads, so the heartbeat must not share the training thread's connection.
 """
@@ -7,14 +7,14 @@ import logging
 import threading
 import time
 from collections import deque
-
-from torch.distributed import Store
+from collections.abc import Iterable, Sequence
 
 from . import keys
 from .connection import Connection
+from .litter import litter
 from .protocol.operations import ConnectionBroken
 from .recording import Recorder, now
-from .records import LEFT, Beat, Member
+from .records import DEAD, LEFT, Beat, Member
 
 logger = logging.getLogger(__name__)
 
@@ -22,20 +22,24 @@ _BATCH = 96
 """So many deletions wake the thread at once; fewer wait for its next round. Waking it for every iteration would cost the training
 thread more than the deletions do."""
 _ROUND = 1.0
+_LOOK = 0.05
+"""Seconds between two looks at whether the others have left."""
 
 
 class Housekeeper:
     """A daemon thread. Its failures are logged once and never reach the training thread: a beat that is not sent costs a suspicion,
     a key that is not deleted is only litter."""
 
-    def __init__(self, store: Store, *, interval: float, recorder: Recorder | None = None) -> None:
+    def __init__(self, connection: Connection, *, interval: float, recorder: Recorder | None = None) -> None:
         self._recorder = recorder
-        self._connection = Connection(store)
+        self._connection = connection
         self._interval = interval
         self._member: Member | None = None
         self._beats = 0
         self._deletions: deque[str] = deque()
-        self._sweep_before = 0
+        self._sweep: tuple[int, Sequence[Member]] | None = None
+        self._published: dict[str, str] = {}
+        self._unpublished = False
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._beat_due = 0.0
@@ -57,41 +61,68 @@ class Housekeeper:
         self._beat_due = 0.0
         self._wake.set()
 
-    def delete(self, doomed: list[str]) -> None:
+    def delete(self, doomed: Iterable[str]) -> None:
+        """Delete these keys, some time soon."""
         self._deletions.extend(doomed)
         if len(self._deletions) >= _BATCH:
             self._wake.set()
 
-    def sweep(self, iteration: int) -> None:
-        """Delete the keys of every barrier before that of `iteration`: a rank that died took its own deletions with it."""
-        self._sweep_before = iteration
+    def sweep(self, before: int, participants: Sequence[Member]) -> None:
+        """Delete what `litter` names, some time soon."""
+        self._sweep = (before, participants)
+
+    def publish(self, key: str, value: str) -> None:
+        """Set this key soon, and again each time that the store may have lost its data."""
+        self._published = {**self._published, key: value}
+        self._unpublished = True
+        self._wake.set()
 
     def leave(self, *, patience: float) -> None:
-        """Stop the heartbeats, finish the deletions, and say `left`, so that the others need not wait for the heartbeat timeout."""
+        """Stop the heartbeats, and say `left`, so that the others need not wait for the heartbeat timeout; then finish the deletions."""
+        deadline = time.monotonic() + patience
         self._stop.set()
         self._wake.set()
         if self._thread.is_alive():
             self._thread.join(patience)
-        if self._member is not None and not self._thread.is_alive():
-            try:
-                self._delete_pending()
-                # On the connection that carried the beats, so that it cannot be overtaken by one; the ping proves it arrived.
-                self._connection.set(keys.heartbeat(self._member), LEFT)
-                self._connection.ping()
-            except ConnectionBroken:
-                logger.info("the store is gone: %s leaves without saying so", self._member)
+        if self._member is None or self._thread.is_alive():
+            return
+        self._connection.deadline = deadline
+        try:
+            self._renew_connection(deadline)
+            self._publish()
+            # On the connection that carried the beats, so that it cannot be overtaken by one; the ping proves it arrived.
+            self._connection.set(keys.heartbeat(self._member), LEFT)
+            self._connection.ping()
+            self._delete_pending(deadline)
+        except (ConnectionBroken, RuntimeError):
+            logger.info("the store is gone: %s leaves without saying so", self._member)
+
+    def await_the_others(self, others: Iterable[Member], *, patience: float) -> list[Member]:
+        """After `leave`: wait until these have left or are marked dead. Returns those that have not."""
+        deadline = time.monotonic() + patience
+        self._connection.deadline = deadline
+        waiting = list(others)
+        try:
+            while waiting and not self._connection.broken:
+                waiting = [one for one in waiting if self._connection.read(keys.heartbeat(one)) not in (LEFT, DEAD)]
+                if time.monotonic() >= deadline:
+                    break
+                if waiting:
+                    time.sleep(_LOOK)
+        except (ConnectionBroken, RuntimeError):
+            logger.info("the store is gone: nobody can be waited for")
+        return waiting
+
+    def close(self) -> None:
+        """Use the connection no more."""
         self._connection.close()
 
     def _run(self) -> None:
         complained = False
         while not self._stop.is_set():
             try:
-                if self._connection.broken:
-                    # What they name may be in use again, should the store have lost its data.
-                    self._deletions.clear()
-                    self._sweep_before = 0
-                    self._connection.reconnect(time.monotonic() + self._interval)
-                    self._beat_due = 0.0
+                self._renew_connection(time.monotonic() + self._interval)
+                self._publish()
                 self._beat_if_due()
                 self._delete_pending()
                 complained = False
@@ -108,6 +139,23 @@ class Housekeeper:
             self._wake.wait(max(0.0, min(_ROUND, self._beat_due - time.monotonic())))
             self._wake.clear()
 
+    def _renew_connection(self, deadline: float) -> None:
+        """Should the store have lost its data, then deletions name keys that may be in use again, and what was published is lost."""
+        if not self._connection.broken:
+            return
+        self._connection.reconnect(deadline)
+        self._deletions.clear()
+        self._sweep = None
+        self._beat_due = 0.0
+        self._unpublished = bool(self._published)
+
+    def _publish(self) -> None:
+        if self._unpublished:
+            self._unpublished = False  # first: what is published meanwhile sets it again
+            for key, value in self._published.items():
+                self._connection.set(key, value)
+            self._connection.ping()
+
     def _beat_if_due(self) -> None:
         now = time.monotonic()
         if now < self._beat_due or self._member is None:
@@ -117,13 +165,13 @@ class Housekeeper:
         self._connection.set(keys.heartbeat(self._member), str(Beat(self._beats, self.iteration, time.time())))
         self._connection.ping()  # `set` has no reply: this one tells whether the store is there
 
-    def _delete_pending(self) -> None:
-        if self._sweep_before:
-            before, self._sweep_before = self._sweep_before, 0
-            self._deletions.extend(key for key, k in self._connection.barriers().items() if k < before)
-        while self._deletions:
+    def _delete_pending(self, deadline: float | None = None) -> None:
+        if self._sweep is not None:
+            (before, participants), self._sweep = self._sweep, None
+            self._deletions.extend(litter(self._connection.list_keys(), before, participants))
+        while self._deletions and (deadline is None or time.monotonic() < deadline):
             key = self._deletions.popleft()
             began = now() if self._recorder is not None else 0
             self._connection.delete(key)
-            if self._recorder is not None:
+            if self._recorder is not None and not key.startswith(keys.heartbeat("")):  # which are no part of the protocol's steps
                 self._recorder.deletion(key, began)

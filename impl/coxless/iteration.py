@@ -40,6 +40,7 @@ class Iteration(NamedTuple):
 
     @property
     def me(self) -> Member:
+        """This rank's own place in it, with its incarnation."""
         return self.participants[self.index]
 
     @property

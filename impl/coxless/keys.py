@@ -8,33 +8,43 @@ PROBE = "?probe?"
 
 
 def incarnation(rank: int) -> str:
+    """Counts the processes that the rank has had."""
     return f"rank_{rank}_incarnation"
 
 
 def members(epoch: str) -> str:
+    """The epoch's membership list."""
     return f"global_iteration_members:{epoch}"
 
 
 def count(iteration: int) -> str:
+    """How many members have arrived at the barrier of this iteration."""
     return f"global_iteration_barrier:{iteration}:count"
 
 
 def full(iteration: int) -> str:
+    """Set once the iteration after this one is decided, to wake those who wait."""
     return f"global_iteration_barrier:{iteration}:full"
 
 
 def arrived(iteration: int) -> str:
+    """Who is at the barrier of this iteration and has something to say, by name."""
     return f"global_iteration_barrier:{iteration}:arrived"
 
 
 def barrier(iteration: int) -> tuple[str, str, str]:
-    """Every key of one barrier; none for an iteration before the first."""
+    """Every key of one barrier."""
     return (count(iteration), full(iteration), arrived(iteration))
 
 
 def heartbeat(member: object) -> str:
-    """`member` is a `Member` or its token."""
+    """What the member says of its life, or its supervisor of its death. `member` is a `Member` or its token."""
     return f"heartbeat_{member}"
+
+
+def published(name: str) -> str:
+    """A word left by `Crew.publish`."""
+    return f"published:{name}"
 
 
 def iteration_of_barrier(key: str) -> int | None:

@@ -85,13 +85,16 @@ class RankProcess:
     kept of it are the sessions, and SIGTERM before SIGKILL.
     """
 
-    def __init__(self, rank: int, command: Sequence[str], environment: Mapping[str, str], forwarder: Forwarder) -> None:
+    def __init__(
+        self, rank: int, command: Sequence[str], environment: Mapping[str, str], forwarder: Forwarder, folder: Path
+    ) -> None:
+        """`folder` is where the process names the members that it is."""
         self.rank = rank
         self.started = time.monotonic()
         self.returncode: int | None = None
         # A signal must not be sent to a number that the kernel has given to somebody else meanwhile.
         self._reaping = threading.Lock()
-        handle, name = tempfile.mkstemp(prefix=f"coxless-rank{rank}-", suffix=".members")
+        handle, name = tempfile.mkstemp(prefix=f"rank{rank}-", suffix=".members", dir=folder)
         os.close(handle)
         self._member_file = Path(name)
         full = {**os.environ, "PYTHONUNBUFFERED": "1", **environment, "COXLESS_MEMBER_FILE": name}
@@ -118,6 +121,7 @@ class RankProcess:
 
     @property
     def pid(self) -> int:
+        """Process id, also of its group and session."""
         return self._process.pid
 
     def poll(self) -> int | None:

@@ -44,6 +44,7 @@ class Recorder:
         self._lines = 0
 
     def write(self, kind: str, **fields: Any) -> None:
+        """One line, unless the file is full."""
         with self._lock:
             if self._left <= 0:
                 return
@@ -62,6 +63,7 @@ class Recorder:
     # --- what a rank does
 
     def start(self, state: RankState) -> None:
+        """The process begins."""
         self.write("start", rank=state.rank, world_size=state.world_size, min_ranks=state.min_ranks, b=now())
 
     def vote(self, state: RankState) -> None:
@@ -70,29 +72,36 @@ class Recorder:
             self.write("vote", k=state.record.iteration, flag=state.flag)
 
     def operation(self, operation: Operation, reply: object, began: int) -> None:
+        """An operation has its reply."""
         step, *arguments = operation
         self.write("op", s=step, o=type(operation).__name__, a=list(map(_plain, arguments)), r=reply, b=began, e=now())
 
     def broken(self, operation: Operation, began: int) -> None:
+        """An operation may have taken effect or not."""
         step, *arguments = operation
         self.write("broken", s=step, o=type(operation).__name__, a=list(map(_plain, arguments)), b=began, e=now())
 
     def decision(self, decision: Decision) -> None:
+        """A run of the generator has come to its end."""
         record, members, me = decision
         self.write("decision", record=str(record), members=encode_members(members), me=str(me))
 
     def deletion(self, key: str, began: int) -> None:
+        """A key was deleted, beside the training thread."""
         self.write("delete", a=[key], b=began, e=now())
 
     def error(self, error: CoxlessError) -> None:
+        """The protocol has ended for this process."""
         self.write("end", what=type(error).__name__)
 
     def left(self) -> None:
+        """The process leaves the crew."""
         self.write("left", b=now())
 
     # --- what its supervisor sees
 
     def event(self, kind: str, rank: int | None, **fields: object) -> None:
+        """Something that a supervisor saw."""
         self.write("event", what=kind, rank=rank, **fields, b=now())
 
 

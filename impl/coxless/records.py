@@ -35,6 +35,7 @@ class Member(NamedTuple):
 
     @property
     def incarnation(self) -> str:
+        """Number and nonce, as the store writes them."""
         return f"{self.number}-{self.nonce}"
 
     def __str__(self) -> str:
@@ -112,6 +113,7 @@ def _corrupt(key: str, text: str, wanted: str) -> CorruptStoreError:
 
 
 def parse_record(text: str) -> Record:
+    """The register's value. Raises CorruptStoreError, as everything here that parses does."""
     match = _record.fullmatch(text)
     if match is None:
         raise _corrupt(keys.REGISTER, text, "a coxless record")
@@ -127,7 +129,7 @@ def parse_record(text: str) -> Record:
 
 
 def parse_member(text: str) -> Member:
-    """`rank.number-nonce`, as str(member) writes it."""
+    """`rank.number-nonce`, as str(member) writes it. Raises ValueError."""
     match = _member.fullmatch(text)
     if match is None:
         raise ValueError(f"{text!r} is not a member: expected rank.number-nonce, such as 2.1-9f3a1c2e")
@@ -136,6 +138,7 @@ def parse_member(text: str) -> Member:
 
 
 def encode_members(members: tuple[Listed, ...]) -> str:
+    """A membership list as the store has it."""
     return "".join(f"{member}.{'h' if holds else 'j'}," for member, holds in members)
 
 
@@ -152,6 +155,7 @@ def epoch_start(epoch: str) -> int:
 
 
 def parse_members(epoch: str, text: str) -> tuple[Listed, ...]:
+    """The list of this epoch, which must be the one that the name of the epoch has the digest of."""
     key = keys.members(epoch)
     listed = tuple(
         Listed(Member(int(rank), int(number), nonce), holds == "h")
@@ -184,12 +188,14 @@ def _parse_all(pattern: re.Pattern[str], key: str, text: str, wanted: str) -> li
 
 
 def parse_counter(key: str, text: str) -> int:
+    """A count of incarnations."""
     if re.fullmatch(_NUMBER, text) is None:
         raise _corrupt(key, text, "a count")
     return int(text)
 
 
 def parse_heartbeat(key: str, text: str) -> Beat | Literal["dead", "left"]:
+    """What a member, or its supervisor, has written last."""
     if text in (DEAD, LEFT):
         return text  # type: ignore[return-value]  # mypy does not narrow str to the literals
     match = _beat.fullmatch(text)

@@ -113,6 +113,7 @@ class StoreServer:
 
     @property
     def running(self) -> bool:
+        """Whether the server's process lives."""
         return self._process is not None and self._process.poll() is None
 
     def start(self, *, timeout: timedelta = READY_TIMEOUT) -> None:
@@ -178,6 +179,11 @@ class StoreServer:
             self._process.kill()
             self._process.wait()
             self._close_pipes()
+
+    def abort_start(self) -> None:
+        """Have a `start` that goes on in another thread fail."""
+        if self._process is not None:
+            self._process.kill()
 
     def close(self) -> None:
         """Stop the server and give the port back."""

@@ -3,11 +3,10 @@
 import logging
 import os
 import socket
-import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from .torch_environment import quiet_torch
 
@@ -16,15 +15,17 @@ quiet_torch()
 from torch.distributed import DistError, FileStore, HashStore, Store, TCPStore  # noqa: E402
 
 from .address import Address, EtcdAddress, FileAddress, TcpAddress, parse  # noqa: E402
+from .attempt import Attempt  # noqa: E402
 from .binding import bind, resolve  # noqa: E402
+from .client import CONNECT_TIMEOUT, base_of, fresh_client  # noqa: E402
+from .client import address as address_of  # noqa: E402
 from .errors import CoxlessError, StoreUnreachableError, UnfitStoreError  # noqa: E402
-from .stores import as_etcd, unwrapped  # noqa: E402
+from .stores import as_etcd  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-CONNECT_TIMEOUT = timedelta(seconds=10)
 _FIT = "a TCPStore with use_libuv=True, an EtcdStore, a HashStore or a FileStore, or a PrefixStore over one of them"
 
 
@@ -45,10 +46,7 @@ def connect(address: str, *, timeout: timedelta = CONNECT_TIMEOUT) -> Store:
     # TCPStore's own time limit holds for each phase of connecting (3 s took 7.9 s) and not at all for a server that is stopped, so
     # a plain socket finds out first whether anything listens, and the client is made under a deadline.
     _wait_for_listener(host, port, deadline, timeout)
-    left = timedelta(seconds=max(1.0, deadline - time.monotonic()))
-    store = _within(left, lambda: _client(host, port, left), f"{host}:{port}")
-    _within(left, lambda: refuse_unfit(store), f"{host}:{port}")
-    return store
+    return _within(deadline, timeout, lambda: _fit_client(host, port, timeout), f"{host}:{port}")
 
 
 def embedded_store(rank: int, host: str, port: int, *, timeout: timedelta = CONNECT_TIMEOUT) -> Store:
@@ -92,24 +90,33 @@ def store_from_env(*, timeout: timedelta = CONNECT_TIMEOUT, environment: Mapping
     return embedded_store(int(rank), host, number, timeout=timeout)
 
 
-def refuse_unfit(store: Store) -> None:
-    """Raise UnfitStoreError for a store on which the protocol cannot run. One round trip to a TCPStore, on a connection of its own."""
-    base = unwrapped(store)
+def refuse_unfit(store: Store, *, timeout: timedelta = CONNECT_TIMEOUT) -> None:
+    """Raise UnfitStoreError for a store on which the protocol cannot run. One round trip to a TCPStore, on a connection of its own.
+
+    Raises StoreUnreachableError when its server does not answer within `timeout`.
+    """
+    base = base_of(store)
     if isinstance(base, HashStore | FileStore) or as_etcd(base) is not None:
         return
     if not isinstance(base, TCPStore):
         raise UnfitStoreError(f"{type(base).__name__} is not known to wake its waiters as the protocol needs; use {_FIT}")
     if not base.libuvBackend:
         raise UnfitStoreError(_legacy(base))
-    # That is only what the client was told. A client cannot ask which server it talks to, but only the libuv one knows
-    # queues; the other hangs up, so ask on a connection that may be lost. (Older torch has no queues: then trust the client.)
     if hasattr(base, "queue_len"):
-        probe = base.clone()
-        try:
-            probe.queue_len("coxless")
-        except RuntimeError:
-            base.check(["coxless"])  # the server lives: what failed was the question
-            raise UnfitStoreError(_legacy(base)) from None
+        deadline = time.monotonic() + timeout.total_seconds()
+        _within(deadline, timeout, lambda: _refuse_legacy_server(fresh_client(base)), address_of(base))
+
+
+def _refuse_legacy_server(client: TCPStore) -> None:
+    """`libuvBackend` is only what the client was told. A client cannot ask which server it talks to, but only the libuv one knows queues;
+    the other hangs up, and the client is lost. (Older torch has no queues: then trust the client.)"""
+    if not hasattr(client, "queue_len"):
+        return
+    try:
+        client.queue_len("coxless")
+    except RuntimeError:
+        fresh_client(client)  # raises where the server has died; if it lives, what failed was the question
+        raise UnfitStoreError(_legacy(client)) from None
 
 
 def _legacy(store: TCPStore) -> str:
@@ -172,38 +179,24 @@ def _wait_for_listener(host: str, port: int, deadline: float, timeout: timedelta
         pause = min(2 * pause, 0.5)
 
 
-def _client(host: str, port: int, timeout: timedelta) -> TCPStore:
-    return TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timeout, use_libuv=True)
+def _fit_client(host: str, port: int, timeout: timedelta) -> TCPStore:
+    limit = max(timedelta(seconds=1), timeout)  # also of what is waited for with this client
+    client = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit, use_libuv=True)
+    _refuse_legacy_server(client)
+    return client
 
 
-class _Attempt(threading.Thread, Generic[T]):
-    """An action that may block for as long as a stopped server is stopped; a thread that nobody waits for any longer is all that is left then."""
-
-    def __init__(self, action: Callable[[], T]) -> None:
-        super().__init__(name="coxless-connect", daemon=True)
-        self.result: T
-        self.error: Exception | None = None
-        self._action = action
-
-    def run(self) -> None:
-        try:
-            self.result = self._action()
-        except Exception as error:  # noqa: BLE001  (raised in the caller's thread)
-            self.error = error
-
-
-def _within(limit: timedelta, action: Callable[[], T], address: str) -> T:
-    attempt = _Attempt(action)
-    attempt.start()
-    attempt.join(limit.total_seconds())
-    if attempt.is_alive():
+def _within(deadline: float, timeout: timedelta, action: Callable[[], T], address: str) -> T:
+    attempt = Attempt(action)
+    if not attempt.ended(deadline - time.monotonic()):
         raise StoreUnreachableError(
-            f"something listens at {address} but does not answer as a store within {limit.total_seconds():.0f} s: "
+            f"something listens at {address} but does not answer as a store within {timeout.total_seconds():g} s: "
             "is it hung, or another kind of server?"
         )
-    if isinstance(attempt.error, RuntimeError) and not isinstance(attempt.error, CoxlessError):  # DistNetworkError and the like
-        reason = str(attempt.error).partition("\n")[0]
-        raise StoreUnreachableError(f"what listens at {address} does not answer as a store: {reason}") from attempt.error
-    if attempt.error is not None:
-        raise attempt.error
-    return attempt.result
+    try:
+        return attempt.result()
+    except CoxlessError:
+        raise
+    except (RuntimeError, OSError) as error:  # DistNetworkError and the like
+        reason = str(error).partition("\n")[0]
+        raise StoreUnreachableError(f"the store at {address} does not answer as one: {reason}") from error

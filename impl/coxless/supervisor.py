@@ -1,24 +1,27 @@
 """Starts the ranks, one process each, starts again those that die, and tells the others at once who died.
 
-It takes no part in the protocol. Should it be killed itself (SIGKILL), its ranks and its store die with it.
+It takes no part in the protocol. Should it be killed itself (SIGKILL), its ranks and its store die with it (Linux), but nobody is left
+to end what the ranks have started in turn, and to remove the run's temporary folder.
 """
 
 import logging
 import os
+import shutil
 import signal
+import tempfile
 import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
+from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from .address import parse
 from .dead_marks import DeadMarker, mark_dead
 from .errors import CoxlessError
+from .events import Event, Exited, Kind, RestartPolicy, backoff, never
 from .output import Forwarder, OnLine, print_line
 from .rank_process import RankProcess, rank_environment
 from .recording import Recorder, recorder_from_env
@@ -37,108 +40,6 @@ TERMINATED = 143
 
 _TICK = 0.02
 _STORE_RETRY = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
-
-
-class Kind(StrEnum):
-    """What can happen to a run."""
-
-    STARTED = "started"
-    EXITED = "exited"
-    MARKED_DEAD = "marked_dead"
-    RESTARTED = "restarted"
-    GAVE_UP = "gave_up"
-    FINISHED = "finished"
-    STORE_STARTED = "store_started"
-    STORE_DIED = "store_died"
-    STORE_RESTARTED = "store_restarted"
-    STORE_LOST = "store_lost"
-    STOPPING = "stopping"
-
-
-@dataclass(frozen=True)
-class Event:
-    """Something that happened: to a rank, or to the run when `rank` is None."""
-
-    kind: Kind
-    at: float
-    """time.monotonic() of this process, in seconds."""
-    rank: int | None = None
-    pid: int | None = None
-    restarts: int = 0
-    """How many times the rank had been started again by then."""
-    code: int | None = None
-    """Exit code, if the process ended by itself."""
-    signal: int | None = None
-    """The signal that ended the process."""
-    detail: str = ""
-
-    def __str__(self) -> str:
-        who = "the run" if self.rank is None else f"rank {self.rank}"
-        if self.kind.startswith("store"):
-            who = "the store"
-        how = ""
-        if self.signal is not None:
-            how = f" by {_signal_name(self.signal)}"
-        elif self.code is not None:
-            how = f" with code {self.code}"
-        return f"{who} {_WORDS[self.kind]}{how}" + (f": {self.detail}" if self.detail else "")
-
-
-_WORDS = {
-    Kind.STARTED: "started",
-    Kind.EXITED: "ended",
-    Kind.MARKED_DEAD: "is marked dead",
-    Kind.RESTARTED: "started again",
-    Kind.GAVE_UP: "is given up",
-    Kind.FINISHED: "has finished",
-    Kind.STORE_STARTED: "serves",
-    Kind.STORE_DIED: "died",
-    Kind.STORE_RESTARTED: "serves again, empty",
-    Kind.STORE_LOST: "cannot be started again",
-    Kind.STOPPING: "is being stopped",
-}
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:  # a real-time signal
-        return f"signal {number}"
-
-
-@dataclass(frozen=True)
-class Exited:
-    """A process that ended with anything but 0, for a restart policy to judge."""
-
-    rank: int
-    restarts: int
-    """How many times the rank has been started again so far."""
-    code: int | None
-    signal: int | None
-    ran: timedelta
-
-
-RestartPolicy = Callable[[Exited], timedelta | None]
-"""After what delay the rank is started again; None: never."""
-
-
-def backoff(
-    restarts: int = 3, *, first: timedelta = timedelta(seconds=0.5), longest: timedelta = timedelta(seconds=30)
-) -> RestartPolicy:
-    """At most so many restarts of each rank, the n-th after first * 2**(n-1), at most `longest`."""
-
-    def policy(exited: Exited) -> timedelta | None:
-        if exited.restarts >= restarts:
-            return None
-        delay: timedelta = first * 2 ** min(exited.restarts, 30)
-        return min(longest, delay)
-
-    return policy
-
-
-def never(exited: Exited) -> timedelta | None:
-    """No rank is started again."""
-    return None
 
 
 class _Rank:
@@ -196,8 +97,10 @@ class Supervisor:
         if store is not None:
             parse(store)
         self.world_size = world_size if world_size is not None else first_rank + ranks
-        if self.world_size < 1:
-            raise ValueError(f"world_size is {self.world_size}: at least one is needed")
+        if self.world_size < first_rank + ranks:
+            raise ValueError(
+                f"world_size is {self.world_size}: ranks {first_rank} to {first_rank + ranks - 1} need at least {first_rank + ranks}"
+            )
         self.command = list(command)
         self.exit_code: int | None = None
         self._max_restarts = max_restarts
@@ -211,6 +114,7 @@ class Supervisor:
         self._serve_at = (host, port)
         self._first_rank = first_rank
         self._ranks = {rank: _Rank() for rank in range(first_rank, first_rank + ranks)}
+        self._folder: Path | None = None
         self._server: StoreServer | None = None
         self._reviver: threading.Thread | None = None
         self._store_lost = False
@@ -239,6 +143,7 @@ class Supervisor:
             else:
                 let_go(connect(self._given_store))  # one clear error here instead of one from each rank
             self._forwarder = Forwarder(self._on_line)
+            self._folder = Path(tempfile.mkdtemp(prefix="coxless-run-"))
             for rank in self._ranks:
                 self._launch(rank)
             self._marker = DeadMarker(self.store_address, self._marked)
@@ -325,14 +230,17 @@ class Supervisor:
 
     def _close(self) -> None:
         if self._marker is not None:
-            # With our own store there is nobody left to read the marks.
-            self._marker.close(patience=0.0 if self._server is not None else 2.0)
+            # With our own store there is nobody left to read the marks; but the one that is being written must not lose its server.
+            self._marker.close(patience=2.0, write=self._server is None)
         if self._server is not None:
-            if self._reviver is not None:
-                self._reviver.join()
+            while self._reviver is not None and self._reviver.is_alive():
+                self._server.abort_start()
+                self._reviver.join(0.1)
             self._server.close()
         if self._forwarder is not None:
             self._forwarder.close()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> Self:
         self.start()
@@ -379,7 +287,7 @@ class Supervisor:
     # -- the ranks
 
     def _launch(self, rank: int) -> None:
-        assert self._forwarder is not None
+        assert self._forwarder is not None and self._folder is not None
         state = self._ranks[rank]
         environment = rank_environment(
             rank=rank,
@@ -393,7 +301,7 @@ class Supervisor:
         )
         if len(self._ranks) > 1 and "OMP_NUM_THREADS" not in os.environ:
             environment["OMP_NUM_THREADS"] = "1"  # as torchrun does: else every rank takes all the cores
-        state.process = RankProcess(rank, self.command, {**environment, **self._environment}, self._forwarder)
+        state.process = RankProcess(rank, self.command, {**environment, **self._environment}, self._forwarder, self._folder)
         self._tell(Kind.RESTARTED if state.restarts else Kind.STARTED, rank, pid=state.process.pid)
 
     def _look_after(self, rank: int, state: _Rank, process: RankProcess) -> None:
@@ -408,7 +316,10 @@ class Supervisor:
             self._failed(rank, state, Exited(rank, state.restarts, code, number, ran))
 
     def _gather(self, rank: int, process: RankProcess) -> bool:
-        """Whether the process has ended; the first time that it has, its members are marked and the event is told."""
+        """Whether the process has ended; the first time that it has, its members are marked and the event is told.
+
+        However it has ended: one that ended well and did not leave the crew is gone all the same.
+        """
         if process.poll() is None:
             return False
         if self._ranks[rank].process is not process:
@@ -416,7 +327,7 @@ class Supervisor:
         self._ranks[rank].process = None
         code, number = _ending(process)
         self._tell(Kind.EXITED, rank, pid=process.pid, code=code, signal=number)
-        if code != 0 and self._marker is not None:
+        if self._marker is not None:
             self._marker.mark(rank, process.tokens())
         process.forget()
         return True

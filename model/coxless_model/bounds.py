@@ -17,6 +17,13 @@ BUDGETS: Mapping[str, tuple[str, ...]] = {
 }
 """The faults that the environment of each protocol knows."""
 
+BOUNDS: Mapping[str, tuple[str, ...]] = {
+    "hardened": ("ranks", "iterations", "min_ranks", "lag", "missing", "beyond"),
+    "drawn": ("ranks", "iterations"),
+    "two-phase-commit": ("ranks", "flaw"),
+}
+"""What else each of them can be told."""
+
 Configuration = Mapping[str, Any]
 
 
@@ -25,7 +32,8 @@ def configuration(system: System) -> dict[str, Any]:
     if isinstance(system, Hardened):
         setting = system.setting
         bounds = {"ranks": setting.ranks, "iterations": setting.iterations, "min_ranks": setting.min_ranks, "lag": setting.lag}
-        return {"protocol": "hardened", "missing": list(setting.missing), **bounds, "budgets": _spent(system.budgets)}
+        beyond = {"beyond": True} if system.beyond else {}
+        return {"protocol": "hardened", "missing": list(setting.missing), **bounds, **beyond, "budgets": _spent(system.budgets)}
     if isinstance(system, Drawn):
         bounds = {"ranks": system.ranks, "iterations": system.iterations}
         return {"protocol": "drawn", **bounds, "budgets": _spent(system.budgets)}
@@ -41,6 +49,11 @@ def configured(configuration: Configuration) -> System:
     budgets = given.pop("budgets", {})
     if protocol not in BUDGETS:
         raise ValueError(f"unknown protocol {protocol!r}; known: {', '.join(BUDGETS)}")
+    if not isinstance(budgets, Mapping):
+        raise ValueError(f"the budgets have to be named, not {budgets!r}")
+    strange = sorted(set(given) - set(BOUNDS[protocol]))
+    if strange:
+        raise ValueError(f"the {protocol} protocol knows no {', '.join(strange)}; it knows {', '.join(BOUNDS[protocol])}")
     unknown = sorted(set(budgets) - set(BUDGETS[protocol]))
     if unknown:
         raise ValueError(f"the {protocol} protocol knows no budget for {', '.join(unknown)}")
@@ -51,7 +64,10 @@ def configured(configuration: Configuration) -> System:
     try:
         if protocol == "two-phase-commit":
             return TwoPhaseCommit(given.pop("ranks"), given.pop("flaw", None), **given)
-        return (hardened if protocol == "hardened" else drawn)(**given, **budgets)
+        if protocol == "drawn":
+            return drawn(**given, **budgets)
+        beyond = given.pop("beyond", False)
+        return hardened(**given, **budgets)._replace(beyond=bool(beyond))
     except (TypeError, KeyError) as error:
         raise ValueError(f"the {protocol} protocol cannot be configured so: {error}") from None
 

@@ -22,15 +22,17 @@ from coxless_model import corpus, itf, report
 from coxless_model.bounds import BUDGETS, configured
 from coxless_model.bounds import configuration as configuration_of
 from coxless_model.deaths import Death, death
-from coxless_model.explore import DEADLOCK, Limits, Progress, Result, Verdict, explore
+from coxless_model.explore import DEADLOCK, explore
 from coxless_model.liveness import LivenessResult, check_liveness
 from coxless_model.machine import System
 from coxless_model.mutants import EQUIVALENT, MUTANTS, Mutant, by_name
 from coxless_model.random_faults import KINDS, fault_scenarios
+from coxless_model.results import Limits, Progress, Result, Verdict
 from coxless_model.simulate import simulate
 from coxless_model.symmetry import NotSymmetric
 
 EXIT = {Verdict.HOLDS: 0, Verdict.VIOLATED: 1, Verdict.UNDETERMINED: 3}
+VERDICT = {code: str(verdict) for verdict, code in EXIT.items()}
 FAULTS = tuple(dict.fromkeys(budget for budgets in BUDGETS.values() for budget in budgets))
 USUAL = {"drawn": {"crashes": 1}, "hardened": {"crashes": 1, "restarts": 1}, "two-phase-commit": {}}
 """The faults that happen when none are asked for."""
@@ -44,6 +46,9 @@ def bounds(command: Callable[..., Any]) -> Callable[..., Any]:
         label = fault.replace("_", "-")
         spoken = fault.replace("_", " ")
         command = click.option(f"--{label}", type=click.IntRange(0), default=None, help=f"How many {spoken} may happen.")(command)
+    command = click.option(
+        "--beyond", is_flag=True, help="Go on where the store-loss clause does not hold any more, and nothing is claimed."
+    )(command)
     command = click.option("--lag", type=click.IntRange(0), default=None, help="How far clean-up may lag behind.")(command)
     command = click.option("--min-ranks", type=click.IntRange(1), default=None, help="Fewer do not go on.  [default: 1]")(command)
     command = click.option("--iterations", type=click.IntRange(1), default=None, help="[default: 2, or the mutant's]")(command)
@@ -113,7 +118,7 @@ def check(context: click.Context, /, what: str, **options: Any) -> None:
         raise click.ClickException("interrupted") from None
     code = _code(result, lively)
     if options["as_json"]:
-        whole = report.result_json(result)
+        whole = {**report.result_json(result), "safety": str(result.verdict), "verdict": VERDICT[code]}
         if lively is not None:
             whole["liveness"] = report.liveness_json(lively)
         click.echo(json.dumps({**whole, "exit_code": code}, ensure_ascii=False, indent=1))
@@ -139,6 +144,8 @@ def _system(what: str, options: dict[str, Any]) -> System:
         if what == "two-phase-commit":
             del bounds["iterations"]
         configuration = {"protocol": what, **bounds, "budgets": given}
+        if options["beyond"]:
+            configuration["beyond"] = True
     else:
         usual = configuration_of(_mutant(what).system)
         configuration = {**usual, **bounds, "budgets": given or usual["budgets"]}
@@ -269,8 +276,16 @@ def mutants(context: click.Context, /, names: tuple[str, ...], only_list: bool, 
     "--corpus", "folder", type=click.Path(path_type=Path, file_okay=False), help="Write the corpus of failure traces here."
 )
 @click.option("--check", "compare", is_flag=True, help="Do not write: compare what is there with what the model gives.")
-@click.option("--kind", type=click.Choice(KINDS), help="Make random scenarios with this fault in them.")
-@click.option("--length", type=click.IntRange(1), default=60, show_default=True, help="The number of steps, at most.")
+@click.option(
+    "--kind",
+    "kinds",
+    multiple=True,
+    type=click.Choice(KINDS),
+    help="Make random scenarios with this fault in them; may be repeated.",
+)
+@click.option(
+    "--length", type=click.IntRange(1), default=60, show_default=True, help="The number of steps; fewer where nothing goes on."
+)
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--count", type=click.IntRange(1), default=1, show_default=True, help="How many scenarios.")
 @click.option("--ranks", type=click.IntRange(1, 8), default=3, show_default=True)
@@ -279,29 +294,38 @@ def mutants(context: click.Context, /, names: tuple[str, ...], only_list: bool, 
     "--output", type=click.Path(path_type=Path, file_okay=False), default=Path(), help="Where scenarios go.  [default: .]"
 )
 @click.pass_context
-def trace(context: click.Context, /, folder: Path | None, compare: bool, kind: str | None, **options: Any) -> None:
+def trace(context: click.Context, /, folder: Path | None, compare: bool, kinds: tuple[str, ...], **options: Any) -> None:
     """Make failure traces, as ITF files: the corpus, or random fault scenarios.
 
     --corpus DIR writes the shortest trace of each flaw of the drawn protocol and of each mutant of the hardened one, the same
     bytes each time. --kind FAULT makes random runs of the hardened protocol in which that fault happens, as input for tests.
+
+    Exit code: 0 done, 1 the corpus differs or too few scenarios were found, 2 usage.
     """
-    if (folder is None) == (kind is None):
+    if (folder is None) == (not kinds):
         raise click.UsageError("give either --corpus DIR or --kind FAULT")
     if compare and folder is None:
         raise click.UsageError("--check compares a corpus: give --corpus DIR")
-    if kind is not None:
+    if kinds:
         found = fault_scenarios(
-            kind,
+            kinds,
             ranks=options["ranks"],
             iterations=options["iterations"],
             length=options["length"],
             seed=options["seed"],
             count=options["count"],
         )
+        made = 0
         for name, scenario in found:
             path = options["output"] / f"{name}{corpus.SUFFIX}"
             itf.write(path, scenario)
             click.echo(str(path))
+            made += 1
+        if made < options["count"]:
+            bounds = f"{options['ranks']} ranks, {options['iterations']} iterations and {options['length']} steps"
+            raise click.ClickException(
+                f"found {made} of {options['count']} scenarios with {', '.join(kinds)} in {bounds}; allow more steps"
+            )
         return
     assert folder is not None
     try:

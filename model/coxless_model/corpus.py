@@ -9,9 +9,10 @@ from typing import NamedTuple
 from coxless_model import itf
 from coxless_model.deaths import as_file, death
 from coxless_model.drawn import FLAWS, Flaw
-from coxless_model.explore import NO_LIMITS, Limits, explore
+from coxless_model.explore import explore
 from coxless_model.machine import Invariant, State, System, enabled
 from coxless_model.mutants import MUTANTS
+from coxless_model.results import NO_LIMITS, Limits
 
 SUFFIX = ".itf.json"
 

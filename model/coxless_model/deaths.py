@@ -2,10 +2,11 @@
 
 from typing import NamedTuple
 
-from coxless_model.explore import NO_LIMITS, Limits, Trace, Verdict, explore
+from coxless_model.explore import explore
 from coxless_model.itf import TraceFile, trace_file
 from coxless_model.liveness import Lasso, check_liveness
 from coxless_model.mutants import Mutant
+from coxless_model.results import NO_LIMITS, Limits, Trace, Verdict
 
 
 class Death(NamedTuple):

@@ -11,12 +11,15 @@ supervisor said so), left, or silent.
 from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from .hardened import BROKEN, RUN_OVER, Move, Process, Setting, moves, reconnected, start
-from .machine import ENVIRONMENT, Action, Goal, Invariant, Situation, State, Step
+from .ghost import Ghost, Wrong, entered, forgotten, founded_early, given_up, heard, noting, observe
+from .machine import ENVIRONMENT, Action, Goal, Invariant, Situation, State, Step, StepKind
 from .parts import Layout, Mapped, Piece
-from .properties import INVARIANTS, Ghost, entered, forgotten, goals, observe
-from .records import Member, Perm, rename, rename_key
-from .situations import situations
+from .process import BROKEN, RUN_OVER, Move, Process, Setting, start
+from .properties import INVARIANTS, goals, leak, present
+from .records import Member, Perm, newer, rename, rename_key
+from .recovery import reconnected
+from .situations import expected, situations
+from .steps import moves
 from .store import BLOCKING, EMPTY, REPLYLESS, SILENT_WHEN_LOST, THERE, Key, Store, execute, lost
 
 
@@ -41,23 +44,25 @@ class Shared(NamedTuple):
     """What a heartbeat would tell: alive, fading, dead or left. Whoever is not here is silent."""
     budgets: Budgets
     ghost: Ghost
-    faults: int = 0
-    """How many have happened, of those that can leave a key behind."""
+    leaked: tuple[Key, ...] = ()
+    """The keys that may stay behind because a fault destroyed the intention to delete them."""
 
 
 class Rank(NamedTuple):
     processes: tuple[Process, ...]
-    """None while it is down; two while an old process and its replacement both run."""
-    floor: int = 0
-    """The highest iteration in which a process of this rank took part that is no more."""
+    """Empty while it is down; two while an old process and its replacement both run."""
+    highest: int = 0
+    """The highest iteration in which a process of this rank took part. (This and what follows is for the properties: no process looks
+    at it.)"""
+    floors: tuple[int, ...] = (0,)
+    """For each process the highest iteration in which it took part, or any process of its rank before it was started."""
+    gone: Member | None = None
+    """The newest of the processes that have ended while an older one goes on."""
 
 
 def room(key: Key) -> int:
     """Bits for the values of a key. A list of members mostly has one, as its name says what is in it."""
     return {"register": 20, "arrived": 14, "members": 5}.get(key[0], 6)
-
-
-LEAKY = ("crashes", "lost_replies", "store_losses", "suspicions", "second_processes", "leaves")
 
 
 def spend(shared: Shared, name: str) -> Shared | None:
@@ -67,7 +72,11 @@ def spend(shared: Shared, name: str) -> Shared | None:
     left: int = getattr(shared.budgets, name)
     if left == 0:
         return None
-    return shared._replace(budgets=shared.budgets._replace(**{name: left - 1}), faults=shared.faults + (name in LEAKY))
+    return shared._replace(budgets=shared.budgets._replace(**{name: left - 1}))
+
+
+def leaking(shared: Shared, keys: tuple[Key, ...]) -> Shared:
+    return shared if not keys else shared._replace(leaked=tuple(sorted({*shared.leaked, *keys})))
 
 
 def pulse(shared: Shared, member: Member) -> str:
@@ -87,6 +96,8 @@ class Hardened(NamedTuple):
     setting: Setting
     budgets: Budgets
     name: str = "hardened"
+    beyond: bool = False
+    """Go on where the store-loss clause does not hold any more, and so nothing is claimed."""
 
     @property
     def invariants(self) -> tuple[Invariant, ...]:
@@ -95,6 +106,10 @@ class Hardened(NamedTuple):
     @property
     def situations(self) -> tuple[Situation, ...]:
         return situations(self.setting, self.budgets)
+
+    @property
+    def expected(self) -> tuple[str, ...]:
+        return expected(self.setting, self.budgets)
 
     @property
     def goals(self) -> tuple[Goal, ...]:
@@ -107,63 +122,98 @@ class Hardened(NamedTuple):
         budgets = (Piece(f"budgets.{name}", left.bit_length()) for name, left in self.budgets._asdict().items() if left)
         return (
             Piece("pulse", 8),
-            Piece("ghost.arrivals", 10),
+            Piece("ghost.arrivals", 12),
             Piece("ghost.promised", 8),
+            Piece("ghost.silent", 10),
             Piece("ghost.wrong", 8),
             Piece("ghost.decided", numbers),
             Piece("ghost.learned", numbers),
-            Piece("faults", sum(self.budgets).bit_length(), tally=True),
+            Piece("leaked", 16),
             *budgets,
-            *([Piece("store.instance", self.budgets.store_losses.bit_length())] if self.budgets.store_losses else []),
+            *(self._for_store_losses() if self.budgets.store_losses else ()),
             Mapped("store.entries", room),
         )
 
+    def _for_store_losses(self) -> Layout:
+        kept = (Piece("ghost.knowers", 8), Piece("ghost.astray", 6), Piece("ghost.adrift", 1), Piece("ghost.void", 1))
+        return (*kept, Piece("store.instance", self.budgets.store_losses.bit_length()))
+
     def initial(self) -> State:
-        shared = Shared(EMPTY, (), self.budgets, Ghost())
+        shared = Shared(EMPTY, (), self.budgets, Ghost(losing=self.budgets.store_losses > 0))
         return State(shared, tuple(Rank((start(EMPTY.instance),)) for _ in range(self.setting.ranks)))
 
+    @property
+    def step_kinds(self) -> tuple[StepKind, ...]:
+        return (self._protocol_steps, self._fates)
+
     def local_steps(self, rank: int, shared: Shared, local: Rank) -> Iterator[Step]:
+        for kind in self.step_kinds:
+            yield from kind(rank, shared, local)
+
+    def _protocol_steps(self, rank: int, shared: Shared, local: Rank) -> Iterator[Step]:
+        if shared.ghost.void and not self.beyond:
+            return
         for i, p in enumerate(local.processes):
-            for step in self._process_steps(rank, shared, p, i):
-                others = local.processes
-                if isinstance(step.local, Process):
-                    yield step._replace(local=settled(local._replace(processes=(*others[:i], step.local, *others[i + 1 :]))))
-                else:
-                    floor = max(local.floor, step.local)
-                    yield step._replace(local=Rank((*others[:i], *others[i + 1 :]), floor))
+            if p.at == "done" and p.conn == shared.store.instance:
+                continue
+            for move in moves(self.setting, rank, p):
+                for action, after, q in outcomes(self.setting, rank, shared, p, move):
+                    note = ", ".join(filter(None, (action.note, "second process" if i else "")))
+                    yield Step(action._replace(note=note), self._followed(after, local, i, q), with_process(local, i, q))
+
+    def _fates(self, rank: int, shared: Shared, local: Rank) -> Iterator[Step]:
+        """What befalls the rank: a crash, a leave, a start."""
+        if shared.ghost.void and not self.beyond:
+            return
+        for i, p in enumerate(local.processes):
+            for step in self._ends(rank, shared, p, "second process" if i else ""):
+                yield step._replace(local=with_process(local, i, step.local))
         yield from self._starts(rank, shared, local)
 
-    def _process_steps(self, rank: int, shared: Shared, p: Process, i: int) -> Iterator[Step]:
-        """The steps of one process. Where it ends, `local` is the highest iteration in which it took part."""
-        if p.at == "done" and p.conn == shared.store.instance:
-            return
-        for move in moves(self.setting, rank, p):
-            for action, after, q in outcomes(self.setting, rank, shared, p, move):
-                note = ", ".join(filter(None, (action.note, "second process" if i else "")))
-                yield Step(action._replace(note=note), *self._followed(after, p, q))
+    def _ends(self, rank: int, shared: Shared, p: Process, note: str) -> Iterator[Step]:
+        """`local` is what becomes of the process, None where it ends without a trace."""
         if p.at in RUN_OVER:
             return
-        note = "second process" if i else ""
         crashed = spend(shared, "crashes")
         if crashed is not None:
-            yield Step(Action(rank, "crash", None, None, note), with_pulse(crashed, p.me, "fading"), highest(p))
-        left = spend(shared, "leaves")
-        if left is not None and p.at == "arrive" and p.me is not None:
+            yield Step(Action(rank, "crash", None, None, note), self._ended(crashed, p, "fading"), None)
+        left = spend(shared, "leaves") if p.at == "arrive" and not p.queue else None
+        if left is not None:
             op = ("set", ("heartbeat", p.me), "left")
-            yield Step(Action(rank, "leave", op, None, note), with_pulse(left, p.me, "left"), Process("left", p.conn, p.me))
+            yield Step(Action(rank, "leave", op, None, note), self._ended(left, p, "left"), Process("left", p.conn, p.me))
         passed = spend(shared, "join_timeouts")
         if passed is not None and p.record is not None and p.k == 0 and not p.join_timeout:
+            passed = passed._replace(ghost=founded_early(passed.ghost))
             yield Step(Action(rank, "join_timeout", None, None, note), passed, p._replace(join_timeout=True))
 
-    def _followed(self, shared: Shared, before: Process, after: Process) -> tuple[Shared, Process]:
-        """What a step of a process means for its heartbeat and for the ghost."""
+    def _ended(self, shared: Shared, p: Process, status: str) -> Shared:
+        """The process is no more; `status` is what its heartbeat tells from now on."""
+        shared = leaking(with_pulse(shared, p.me, status), leak(p, shared.store))
+        return shared._replace(ghost=given_up(shared.ghost, p.me))
+
+    def _followed(self, shared: Shared, local: Rank, i: int, after: Process) -> Shared:
+        """What a step of a process means for its heartbeat, for the ghost and for the keys that it was to delete."""
+        before = local.processes[i]
         if after.me != before.me:
             shared = with_pulse(with_pulse(shared, before.me, "silent"), after.me, "alive")
+            if before.me is not None and shared.store.instance == 0:
+                wrong = Wrong("S6", "{} takes the place of a newer process, though the store has not lost the counter", before.me)
+                shared = shared._replace(ghost=noting(shared.ghost, wrong))
         if after.at == "stopped":
-            shared = with_pulse(shared, after.me, "silent")
+            shared = self._ended(shared, before, "silent")
+            successors = (*(other.me for other in local.processes), local.gone)
+            if after.me is not None and not any(other is not None and newer(other, after.me) for other in successors):
+                shared = shared._replace(
+                    ghost=noting(shared.ghost, Wrong("L2", "{} gave up, and nobody has taken its place", after.me))
+                )
+        elif after.at == "done" and len(local.processes) == 2:  # it will be forgotten, with what it has yet to clean up
+            shared = leaking(shared, present(shared.store, after.queue))
+        elif before.queue and not after.queue:  # the last one was deleted, or the connection broke
+            shared = leaking(shared, present(shared.store, before.queue))
         if after.record is not None and before.record is not None:
-            shared = shared._replace(ghost=entered(shared.ghost, before, after))
-        return shared, after
+            ghost = entered(shared.ghost, before, after, local.floors[i])
+            shared = shared if ghost is shared.ghost else shared._replace(ghost=ghost)
+        return shared
 
     def _starts(self, rank: int, shared: Shared, local: Rank) -> Iterator[Step]:
         if not local.processes:
@@ -173,11 +223,11 @@ class Hardened(NamedTuple):
         else:
             return
         if paid is not None:
-            floor = max([local.floor, *(highest(p) for p in local.processes)])
-            new = start(shared.store.instance, floor)
-            yield Step(Action(rank, name, None, None), paid, Rank((*local.processes, new)))
+            yield Step(Action(rank, name, None, None), paid, with_another(local, start(shared.store.instance)))
 
     def shared_steps(self, shared: Shared) -> Iterator[tuple[Action, Shared]]:
+        if shared.ghost.void and not self.beyond:
+            return
         for member, status in shared.pulse:
             if status == "fading":
                 yield Action(member.rank, "go_stale", None, member), with_pulse(shared, member, "silent")
@@ -189,7 +239,7 @@ class Hardened(NamedTuple):
         if gone is not None:
             yield (
                 Action(ENVIRONMENT, "lose_store", None, None),
-                gone._replace(store=lost(shared.store), ghost=forgotten(shared.ghost)),
+                gone._replace(store=lost(shared.store), ghost=forgotten(shared.ghost), leaked=()),
             )
 
     def permute_shared(self, shared: Shared, perm: Perm) -> Shared:
@@ -200,10 +250,12 @@ class Hardened(NamedTuple):
             store=Store(shared.store.instance, tuple(entries)),
             pulse=tuple(sorted((rename(member, perm), status) for member, status in shared.pulse)),
             ghost=rename(shared.ghost, perm),
+            leaked=tuple(sorted(rename_key(key, perm) for key in shared.leaked)),
         )
 
     def permute_local(self, local: Rank, perm: Perm) -> Rank:
-        return Rank(tuple(renamed_process(p, perm) for p in local.processes), local.floor)
+        processes = tuple(renamed_process(p, perm) for p in local.processes)
+        return Rank(processes, local.highest, local.floors, rename(local.gone, perm))
 
     def permute_action(self, action: Action, perm: Perm) -> Action:
         op = action.op and (action.op[0], rename_key(action.op[1], perm), *(rename(part, perm) for part in action.op[2:]))
@@ -228,18 +280,27 @@ UNPROMISED = ("crash", "restart", "second_process", "leave", "mark_dead", "lose_
 FAULTY = ("reply lost", "not applied", "wrong suspicion", "the step failed", "clock skew")
 
 
-def highest(p: Process) -> int:
-    return max(p.floor, p.k if p.member else 0)
+def with_another(local: Rank, new: Process) -> Rank:
+    """The rank with a new process."""
+    return local._replace(processes=(*local.processes, new), floors=(*local.floors, local.highest))
 
 
-def settled(local: Rank) -> Rank:
-    """Of two processes, one that has ended is forgotten."""
-    if len(local.processes) == 2:
-        for i, p in enumerate(local.processes):
-            if p.at in RUN_OVER:
-                other = local.processes[1 - i]
-                return Rank((other,), local.floor)
-    return local
+def with_process(local: Rank, place: int, after: Process | None) -> Rank:
+    """The rank with that process replaced by what has become of it. Of two processes, one that has ended is forgotten."""
+    old = local.processes[place]
+    took_part = after.k if after is not None and after.member else 0
+    floors = [*local.floors]
+    floors[place] = max(floors[place], took_part)
+    becoming = [after if at == place else p for at, p in enumerate(local.processes)]
+    if len(becoming) == 2 and after is not None and after.at in RUN_OVER:
+        becoming[place] = None
+    kept = [(p, floor) for p, floor in zip(becoming, floors, strict=True) if p is not None]
+    gone = local.gone
+    if len(kept) < len(becoming) and old.me is not None and (gone is None or newer(old.me, gone)):
+        gone = old.me
+    if gone is not None and not any(p.at not in RUN_OVER and p.me is not None and newer(gone, p.me) for p, _ in kept):
+        gone = None
+    return Rank(tuple(p for p, _ in kept), max(local.highest, took_part), tuple(floor for _, floor in kept), gone)
 
 
 def renamed_process(p: Process, perm: Perm) -> Process:
@@ -252,6 +313,7 @@ def renamed_process(p: Process, perm: Perm) -> Process:
         unheard=rename(p.unheard, perm),
         suspected=rename(p.suspected, perm),
         proposal=rename(p.proposal, perm),
+        rival=rename(p.rival, perm),
         wrote=tuple(rename(epoch, perm) for epoch in p.wrote),
         queue=tuple(rename_key(key, perm) for key in p.queue),
     )
@@ -312,10 +374,14 @@ def replies(setting: Setting, shared: Shared, p: Process, op: tuple[Any, ...]) -
         yield there, shared, "" if there == THERE else "patience ran out"
     elif op[0] == "read" and op[1][0] == "heartbeat":
         status = pulse(shared, op[1][1])
-        yield "beating" if status in ("alive", "fading") else status, shared, ""
+        answer = "beating" if status in ("alive", "fading") else status
+        yield answer, shared._replace(ghost=heard(setting, shared.ghost, p, op, answer)), ""
         mistaken = spend(shared, "suspicions")
         if status == "alive" and mistaken is not None:
-            yield "silent", mistaken, "wrong suspicion"
+            yield "silent", mistaken._replace(ghost=heard(setting, shared.ghost, p, op, "silent")), "wrong suspicion"
+    elif op[0] == "read" and p.at == "read_arrived":
+        _, reply = execute(shared.store, op)
+        yield reply, shared._replace(ghost=heard(setting, shared.ghost, p, op, reply)), ""
     else:
         _, reply = execute(shared.store, op)
         yield reply, seen(setting, shared, p, op), ""
@@ -326,14 +392,21 @@ def seen(setting: Setting, shared: Shared, p: Process, op: tuple[Any, ...]) -> S
     if op[0] in SILENT_WHEN_LOST:
         return shared
     store, _ = execute(shared.store, op)
-    ghost = observe(setting, shared.ghost, p, op, shared.store, store, lambda member: pulse(shared, member) != "alive")
-    return shared._replace(store=store, ghost=ghost)
+    ghost = observe(setting, shared.ghost, p, op, (shared.store, store), lambda member: pulse(shared, member) == "alive")
+    shared = shared._replace(store=store, ghost=ghost)
+    if op[0] == "delete_key" and op[1] in shared.leaked:
+        return shared._replace(leaked=tuple(key for key in shared.leaked if key != op[1]))
+    return shared
 
 
 def hardened(
     ranks: int, iterations: int, min_ranks: int = 1, lag: int = 99, missing: Iterable[str] = (), **budgets: int
 ) -> Hardened:
-    """The hardened protocol within bounds; `missing` are guards that it is to lack."""
+    """The hardened protocol within bounds; `missing` are guards that it is to lack.
+
+    Raises ValueError for min_ranks above ranks, with which nothing could ever be decided."""
+    if min_ranks > ranks:
+        raise ValueError(f"min_ranks ({min_ranks}) must be at most the number of ranks ({ranks})")
     missing = tuple(sorted(missing))
     name = "hardened" if not missing else f"hardened without {', '.join(missing)}"
     return Hardened(Setting(ranks, min_ranks, iterations, lag, missing), Budgets(**budgets), name)

@@ -11,91 +11,20 @@ A search that comes to a limit has not shown anything, unless it found a violati
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Mapping
-from enum import StrEnum
-from typing import Any, NamedTuple
+from collections.abc import Callable, Hashable, Iterable
 
 from coxless_model.keyed import TooMany
-from coxless_model.machine import Action, Invariant, Situation, State, System
+from coxless_model.machine import Action, Invariant, Situation, StepKind, System, Views, expected_actions, step_kinds
 from coxless_model.memory import resident
 from coxless_model.packed import Packed, Steps
 from coxless_model.reduction import Ample
+from coxless_model.results import NO_LIMITS, Counterexample, Limits, Progress, Result, Trace, Verdict
 from coxless_model.symmetry import Symmetry
 from coxless_model.watched import Watched
 
 CHUNK = 4096
 """States between two looks at the clock and the memory."""
 DEADLOCK = "deadlock"
-
-
-class Verdict(StrEnum):
-    HOLDS = "holds"
-    VIOLATED = "violated"
-    UNDETERMINED = "undetermined"
-
-
-class Limits(NamedTuple):
-    states: int | None = None
-    seconds: float | None = None
-    memory: int | None = None
-    """Bytes that the process may have resident."""
-
-
-NO_LIMITS = Limits()
-
-
-class Trace(NamedTuple):
-    """A run of the system: one state more than actions."""
-
-    states: tuple[State, ...]
-    actions: tuple[Action, ...]
-
-    @property
-    def steps(self) -> tuple[tuple[State, Action, State], ...]:
-        return tuple(zip(self.states, self.actions, self.states[1:], strict=False))
-
-
-class Counterexample(NamedTuple):
-    property: str
-    wrong: str
-    trace: Trace
-
-
-class Progress(NamedTuple):
-    states: int
-    depth: int
-    waiting: int
-    """States of the current layer that are still to be expanded."""
-    seconds: float
-    memory: int
-
-
-class Result(NamedTuple):
-    system: str
-    verdict: Verdict
-    reason: str
-    """Why the verdict is UNDETERMINED; empty otherwise."""
-    states: int
-    transitions: int
-    depth: int
-    seconds: float
-    memory: int
-    """Resident bytes that the search added to the process."""
-    taken: Mapping[str, int]
-    """How often each action was taken, by name."""
-    reached: Mapping[str, bool]
-    """The situations that a search has to come to."""
-    stuck: int
-    """States in which nothing that is promised to happen can happen any more."""
-    counterexamples: tuple[Counterexample, ...]
-
-    @property
-    def rate(self) -> float:
-        return self.states / max(self.seconds, 1e-9)
-
-    @property
-    def bytes_per_state(self) -> float:
-        return self.memory / max(self.states, 1)
 
 
 def explore(
@@ -166,37 +95,35 @@ class Table:
 
 
 class Lane:
-    """One actor, and a table for each local part that it had. (The environment has none of its own: 0.)"""
+    """One actor and one kind of its steps, and a table for each local part that it had. (The environment has none of its own: 0.)"""
 
-    def __init__(self, actor: int, place: int, mask: int) -> None:
+    def __init__(self, actor: int, kind: StepKind, place: int, mask: int) -> None:
         self.actor = actor
+        self.kind = kind
         self.place = place
         self.mask = mask
         self.tables: dict[int, Table] = {}
 
 
 class Viewed:
-    """The invariants that say what they look at, and numbers for their views: the view of a state is one integer."""
+    """The invariants that look at the same views, and numbers for these: what they see of a state is one integer."""
 
-    def __init__(self, packed: Packed, invariants: tuple[Invariant, ...]) -> None:
+    def __init__(self, packed: Packed, views: Views, invariants: tuple[Invariant, ...]) -> None:
         self.invariants = invariants
+        self.views = views
         self._packed = packed
-        self._views = tuple(dict.fromkeys(each.views for each in invariants if each.views is not None))
         self._numbers: dict[Hashable, int] = {}
-        self.locals: tuple[dict[int, int], ...] = tuple({} for _ in packed.places)
+        self.lanes: tuple[tuple[int, dict[int, int]], ...] = tuple((place, {}) for place in packed.places)
         """For each rank, what each local part adds to the view of the state."""
         self.clean: set[int] = set()
         """The views that have been asked."""
 
-    def of_shared(self, shared: Any) -> int:
-        view = tuple(views.shared(shared) for views in self._views)
+    def of_shared(self, view: Hashable) -> int:
         return self._numbers.setdefault(view, len(self._numbers)) << self._packed.shift
 
-    def of_local(self, rank: int, own: int) -> int:
-        view = tuple(views.local(self._packed.locals[own]) for views in self._views)
-        added = self._numbers.setdefault(view, len(self._numbers)) << self._packed.places[rank]
-        self.locals[rank][own] = added
-        return added
+    def of_local(self, place: int, own: int) -> int:
+        view = self.views.local(self._packed.locals[own])
+        return self._numbers.setdefault(view, len(self._numbers)) << place
 
 
 class LimitReached(Exception):
@@ -220,19 +147,22 @@ class Search:
         self.packed = Packed(system)
         self.canonical = Symmetry(self.packed).canonical if symmetry else None
         self.ample = Ample(self.packed) if reduction else None
+        # To expand a rank alone one has to know all that it may do.
+        kinds = step_kinds(system) if self.ample is None else (system.local_steps,)
         self.lanes = (
-            *(Lane(rank, place, self.packed.local_mask) for rank, place in enumerate(self.packed.places)),
-            Lane(self.packed.ranks, 0, 0),
+            *(Lane(rank, kind, place, self.packed.local_mask) for rank, place in enumerate(self.packed.places) for kind in kinds),
+            Lane(self.packed.ranks, system.local_steps, 0, 0),
         )
         asked = system.invariants if invariants is None else tuple(invariants)
         asked = tuple(each for each in asked if wanted is None or each.id in wanted)
         self.asked = asked
         self.invariants = tuple(each for each in asked if each.views is None)
-        self.viewed = Viewed(self.packed, tuple(each for each in asked if each.views is not None))
+        seen = dict.fromkeys(each.views for each in asked if each.views is not None)
+        self.viewed = tuple(Viewed(self.packed, views, tuple(each for each in asked if each.views == views)) for views in seen)
         self.deadlock = bool(system.goals) and invariants is None and (wanted is None or DEADLOCK in wanted)
         self.every_property = every_property
-        # For each shared number: the invariants that have to be asked in each state, as they look at local parts; and its view.
-        self.shared_known: dict[int, tuple[tuple[Invariant, ...], int]] = {}
+        # For each shared number: the invariants that have to be asked in each state, as they look at local parts; and its views.
+        self.shared_known: dict[int, tuple[tuple[Invariant, ...], tuple[tuple[Viewed, int], ...]]] = {}
         self.missing = {each.name: each for each in system.situations}
         # The same few names and differences over and over: kept once.
         self.names: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -344,7 +274,7 @@ class Search:
         """Ask the specification what the actor may do in this state, and keep the answer."""
         system, rank, packed = self.system, lane.actor, self.packed
         own, wide = key >> lane.place & lane.mask, packed.wides[key >> packed.shift]
-        steps = packed.ask(rank, wide, own)
+        steps = packed.ask(rank, wide, own, lane.kind)
         names = tuple(action.name for action in steps.actions)
         lively = any(system.fair(action) is not None for action in steps.actions)
         alone = self.ample is not None and rank < packed.ranks and self.ample.alone(rank, own, steps.actions)
@@ -383,24 +313,23 @@ class Search:
     def check(self, fresh: list[int]) -> None:
         """Check the invariants in new states: each once for each combination of what it looks at."""
         shift, mask, shared_known = self.packed.shift, self.packed.local_mask, self.shared_known
-        viewed = self.viewed
-        clean = viewed.clean
-        lanes = tuple(zip(self.packed.places, viewed.locals, strict=True))
         for key in fresh:
             known = shared_known.get(key >> shift)
             if known is None:
                 known = shared_known[key >> shift] = self._check_shared(key)
-            invariants, view = known
+            invariants, viewed = known
             if invariants:
                 self._ask_invariants(invariants, key)
-            for place, locals_ in lanes:
-                added = locals_.get(key >> place & mask)
-                if added is None:
-                    added = viewed.of_local(self.packed.places.index(place), key >> place & mask)
-                view += added
-            if view not in clean:
-                clean.add(view)
-                self._ask_invariants(viewed.invariants, key)
+            for each, view in viewed:
+                for place, views in each.lanes:
+                    own = key >> place & mask
+                    added = views.get(own)
+                    if added is None:
+                        added = views[own] = each.of_local(place, own)
+                    view += added
+                if view not in each.clean:
+                    each.clean.add(view)
+                    self._ask_invariants(each.invariants, key)
 
     def _ask_invariants(self, invariants: tuple[Invariant, ...], key: int) -> None:
         state = self.packed.unpack(key)
@@ -409,8 +338,8 @@ class Search:
             if wrong is not None:
                 self.found.setdefault(invariant.id, (key, wrong))
 
-    def _check_shared(self, key: int) -> tuple[tuple[Invariant, ...], int]:
-        """Those that depend on the shared part only, once for each shared part; the others are returned, and the view of it."""
+    def _check_shared(self, key: int) -> tuple[tuple[Invariant, ...], tuple[tuple[Viewed, int], ...]]:
+        """Those that depend on the shared part only, once for each shared part; the others are returned, and the views of it."""
         to_ask: list[Invariant] = []
         before = self.packed.unpack(key)
         for invariant in self.invariants:
@@ -420,7 +349,8 @@ class Search:
                 to_ask.append(invariant)
             elif wrong is not None:
                 self.found.setdefault(invariant.id, (key, wrong))
-        return tuple(to_ask), self.viewed.of_shared(before.shared)
+        views = ((each, each.views.shared(before.shared)) for each in self.viewed)
+        return tuple(to_ask), tuple((each, each.of_shared(view)) for each, view in views if view is not None)
 
     def note_stuck(self, key: int) -> None:
         self.stuck += 1
@@ -470,6 +400,7 @@ class Search:
             seconds=seconds,
             memory=memory,
             taken=dict(sorted(taken.items())),
+            never_taken=tuple(name for name in expected_actions(self.system) if not taken.get(name)),
             reached={each.name: each.name not in self.missing for each in self.system.situations},
             stuck=self.stuck,
             counterexamples=tuple(Counterexample(name, wrong, self.trace(key)) for name, (key, wrong) in self.found.items()),

@@ -7,120 +7,38 @@ the way (crashes, lost replies, ...) is not told here but in `environment`.
 Each thing that makes the protocol safe is a *guard*, looked up by name, so that `mutants` can take one away.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator
+from typing import Any
 
-from .records import Epoch, Listed, Member, Members, Record, Signature, Signatures, genesis, listed_as, names, newer, newest
+from .process import (
+    Move,
+    Moves,
+    Process,
+    Setting,
+    arrived_key,
+    at_barrier,
+    barrier_keys,
+    constantly,
+    count_key,
+    full_key,
+    members_key,
+)
+from .records import (
+    Epoch,
+    Listed,
+    Member,
+    Members,
+    Record,
+    Signature,
+    Signatures,
+    genesis,
+    listed_as,
+    names,
+    newer,
+    newest,
+    worst,
+)
 from .store import MISSING, PROBE, REGISTER, THERE, Key, Operation
-
-
-class Setting(NamedTuple):
-    """What every process was told when it started."""
-
-    ranks: int
-    min_ranks: int
-    iterations: int
-    """Where the model stops looking: who learns the decision of this iteration is done."""
-    lag: int = 99
-    """How many deletions a process may put off while it goes on with its own steps; with 0 it cleans up before the next one. (In
-    either case the others may go on as far as they like before it does.)"""
-    missing: tuple[str, ...] = ()
-    """The guards that a mutant lacks."""
-
-    def guards(self, guard: str) -> bool:
-        return guard not in self.missing
-
-
-class Process(NamedTuple):
-    at: str
-    conn: int
-    """The store instance that it is connected to; BROKEN after a message was lost."""
-    me: Member | None = None
-    record: Record | None = None
-    """R: the latest record that it accepted, as the exact value last read."""
-    members: Members | None = None
-    """L: the list of R's epoch; None while it has not been read."""
-    member: bool = False
-    """It takes part in the iteration of R, so it is a member at this barrier; otherwise it is a joiner."""
-    flag: str = "j"
-    """What it says of itself at this barrier; empty while it trains."""
-    holds: bool = False
-    """Whether it has the model state in truth, which `flag` should tell."""
-    signed: bool = False
-    full: bool = False
-    """It knows that the barrier is complete."""
-    mode: str = ""
-    """Why it takes the step at which it stands, where there are several ways to go on after it."""
-    pending: Record | None = None
-    """The newer record whose list it has to read; while restoring, the older one that it found."""
-    signatures: Signatures = ()
-    unheard: tuple[Member, ...] = ()
-    """Missing members whose heartbeats it has yet to read."""
-    suspected: tuple[Member, ...] = ()
-    beating: bool = False
-    """One of the missing members was heard: this pass cannot close."""
-    proposal: Record | None = None
-    wrote: tuple[Epoch, ...] = ()
-    """The lists that it wrote at this barrier, in this order."""
-    queue: tuple[Key, ...] = ()
-    """What its clean-up has yet to delete."""
-    join_timeout: bool = False
-    floor: int = 0
-    """The highest iteration in which its rank took part, where R does not say so."""
-
-    @property
-    def k(self) -> int:
-        assert self.record is not None
-        return self.record.iteration
-
-
-BROKEN = -1
-RUN_OVER = ("done", "stopped", "left")
-
-
-class Move(NamedTuple):
-    """One way to take a step: the operation, and what the process becomes when it has the reply."""
-
-    name: str
-    op: Operation
-    then: Callable[[Any], Process]
-    note: str = ""
-    cost: str = ""
-    """The budget that pays for it, if the move is a fault."""
-
-
-Moves = Iterator[Move]
-
-
-def constantly(after: Process) -> Callable[[Any], Process]:
-    return lambda _: after
-
-
-def start(conn: int, floor: int = 0) -> Process:
-    return Process("take_incarnation", conn, floor=floor)
-
-
-def members_key(setting: Setting, epoch: Epoch) -> Key:
-    return ("members", epoch) if setting.guards("content_addressed") else ("members", (epoch.since,))
-
-
-def count_key(setting: Setting, k: int) -> Key:
-    return ("count", k) if setting.guards("fresh_count") else ("count", 0)
-
-
-def arrived_key(setting: Setting, k: int) -> Key:
-    return ("arrived", k) if setting.guards("fresh_arrived") else ("arrived", 0)
-
-
-def barrier_keys(setting: Setting, k: int) -> tuple[Key, ...]:
-    return (count_key(setting, k), ("full", k), arrived_key(setting, k)) if k >= 0 else ()
-
-
-def at_barrier(p: Process, at: str, **changes: Any) -> Process:
-    """Go to another step of the same barrier; what the last closing pass found out is forgotten."""
-    forgotten: dict[str, Any] = {"mode": "", "pending": None, "signatures": (), "unheard": (), "suspected": (), "beating": False}
-    return p._replace(**{**forgotten, "proposal": None, "at": at, **changes})
-
 
 # --- Starting -----------------------------------------------------------------------------------------------------------
 
@@ -161,12 +79,12 @@ def create_register(setting: Setting, rank: int, p: Process) -> Moves:
 def join_at(setting: Setting, p: Process, record: Record, members: Members | None = None) -> Process:
     """Start joining at a record, whose list is read first unless it is known."""
     if record.iteration >= setting.iterations:
-        return finish(p)
-    floor = p.floor if p.floor > record.iteration else 0
+        return finish(setting, p)
     # The join timeout counts from the founding that it is about: after a store loss it starts again.
-    timeout = p.join_timeout and p.record is not None and record.generation == p.record.generation
+    same_founding = p.record is not None and record.generation == p.record.generation
+    timeout = p.join_timeout and (same_founding or not setting.guards("fresh_timeout"))
     flag = "j" if setting.guards("drop_state") or not p.holds else "f"
-    joiner = Process("", p.conn, p.me, record, flag=flag, queue=p.queue, join_timeout=timeout, floor=floor)
+    joiner = Process("", p.conn, p.me, record, flag=flag, queue=p.queue, join_timeout=timeout)
     if record.iteration == 0:
         return join(setting, joiner, ())
     return at_barrier(joiner, "read_members", mode="join") if members is None else join(setting, joiner, members)
@@ -174,9 +92,17 @@ def join_at(setting: Setting, p: Process, record: Record, members: Members | Non
 
 def join(setting: Setting, p: Process, members: Members) -> Process:
     """3. With the list at hand: does it hold a newer incarnation of my rank?"""
+    rival = newest_of_my_rank(p, names(members))
+    if rival is None or not setting.guards("incarnation_check"):
+        return at_barrier(p, "sign", members=members)
+    return at_barrier(p, "check_incarnation", members=members, rival=rival)
+
+
+def newest_of_my_rank(p: Process, others: Iterable[Member]) -> Member | None:
+    """The newest incarnation of my rank among them, if it is newer than I am."""
     assert p.me is not None
-    replaced = any(newer(member, p.me) for member in names(members)) and setting.guards("incarnation_check")
-    return at_barrier(p, "check_incarnation" if replaced else "sign", members=members)
+    me = p.me
+    return max((member for member in others if newer(member, me)), default=None)
 
 
 def read_members(setting: Setting, rank: int, p: Process) -> Moves:
@@ -186,36 +112,34 @@ def read_members(setting: Setting, rank: int, p: Process) -> Moves:
 
     def read(members: Any) -> Process:
         if members == PROBE:
-            return p._replace(at="read_register")
+            return p._replace(at="read_register") if setting.guards("reread") else stop(p)
         return learned(setting, p, record, members) if p.mode == "learn" else join(setting, p, members)
 
     yield Move("read_members", ("read", members_key(setting, record.epoch)), read)
 
 
 def check_incarnation(setting: Setting, rank: int, p: Process) -> Moves:
-    """3. A newer incarnation of my rank is listed: am I superseded, or did the counter get lost with the store?"""
-    assert p.me is not None
-    mine = p.me.number
+    """3 and 14. A newer incarnation of my rank is listed, or has signed: am I superseded, or did the counter get lost with the store?"""
+    assert p.me is not None and p.rival is not None
+    mine, theirs = p.me.number, p.rival.number
 
     def read(counter: Any) -> Process:
-        if counter != PROBE and counter > mine:
+        counted = 0 if counter == PROBE else counter
+        if (counted > mine and setting.guards("stand_down")) or not setting.guards("renew"):
             return stop(p)
-        return p._replace(at="renew_incarnation", unheard=(Member(rank, 0 if counter == PROBE else counter, 0),))
+        return at_barrier(p, "renew_incarnation", renewal=theirs - counted + 1 if setting.guards("outnumber") else 1)
 
     yield Move("check_incarnation", ("read", ("incarnation", rank)), read)
 
 
 def renew_incarnation(setting: Setting, rank: int, p: Process) -> Moves:
-    """3. Take a number above the listed one."""
-    assert p.members is not None
-    counter = p.unheard[0].number
-    listed = max(member.number for member in names(p.members) if member.rank == rank)
+    """3. Take a number above the other one's."""
     for nonce, note in nonces(setting, p):
 
         def named(number: int, nonce: int = nonce) -> Process:
-            return at_barrier(p, "sign", me=Member(rank, number, nonce))
+            return at_barrier(p, "sign", me=Member(rank, number, nonce), signed=False)
 
-        yield Move("renew_incarnation", ("add", ("incarnation", rank), listed - counter + 1), named, note)
+        yield Move("renew_incarnation", ("add", ("incarnation", rank), p.renewal), named, note)
 
 
 def sign(setting: Setting, rank: int, p: Process) -> Moves:
@@ -319,7 +243,7 @@ def await_full(setting: Setting, rank: int, p: Process) -> Moves:
     """10. In the slow path, and for joiners: until whoever decides wakes me, or until the patience runs out."""
     yield Move(
         "await_full",
-        ("wait", ("full", p.k)),
+        ("wait", full_key(setting, p.k)),
         lambda reply: at_barrier(p, "read_register", mode="slow") if reply == THERE else slow(setting, p),
     )
 
@@ -328,6 +252,8 @@ def slow(setting: Setting, p: Process) -> Process:
     """12. The patience ran out: someone is missing. What the count said silently, the signature says by name."""
     if not setting.guards("patience"):
         return p
+    if not setting.guards("persist"):
+        return stop(p)
     return at_barrier(p, "read_register" if p.signed else "sign", mode="slow")
 
 
@@ -342,7 +268,7 @@ def propose_same_epoch(setting: Setting, rank: int, p: Process) -> Moves:
     """11. The fast path: one compare_set decides, and its reply tells the others who did."""
     assert p.record is not None
     record = p.record
-    proposal = record._replace(iteration=p.k + 1, committed=True, attention=False, winner=p.me)
+    proposal = record._replace(iteration=p.k + 1, committed=setting.guards("commit"), attention=False, winner=p.me)
 
     def replied(v: Any) -> Process:
         if v == proposal or not setting.guards("compare_set"):
@@ -391,11 +317,16 @@ def read_arrived(setting: Setting, rank: int, p: Process) -> Moves:
     def read(v: Any) -> Process:
         signatures: Signatures = () if v == PROBE else v
         present = [signature.member for signature in signatures]
-        if any(newer(member, me) for member in present) and setting.guards("superseded"):
-            return stop(p)
+        rival = newest_of_my_rank(p, present)
+        if rival is not None and setting.guards("superseded"):
+            return stop(p) if p.member or not setting.guards("ask_counter") else at_barrier(p, "check_incarnation", rival=rival)
         if me not in present and not p.full and setting.guards("sign_again"):
             return at_barrier(p, "sign", mode="slow", signed=False)
-        missing = () if p.full else tuple(m for m in names(members) if m not in present and not any(newer(s, m) for s in present))
+
+        def replaced(member: Member) -> bool:
+            return setting.guards("replaced") and any(newer(other, member) for other in present)
+
+        missing = () if p.full else tuple(m for m in names(members) if m not in present and not replaced(m))
         q = at_barrier(p, "read_heartbeat", signatures=signatures, unheard=missing)
         return q if missing and setting.guards("heartbeats") else close(setting, q)
 
@@ -408,7 +339,8 @@ def read_heartbeat(setting: Setting, rank: int, p: Process) -> Moves:
         rest = tuple(other for other in p.unheard if other != member)
 
         def heard(beat: Any, member: Member = member, rest: tuple[Member, ...] = rest) -> Process:
-            beating = p.beating or beat == "beating" or not setting.guards("suspicion")
+            beats = beat == "beating" and setting.guards("listen")
+            beating = p.beating or beats or not setting.guards("suspicion")
             q = p._replace(unheard=rest, beating=beating, suspected=() if beating else tuple(sorted((*p.suspected, member))))
             q = q._replace(signatures=()) if beating else q
             return q if rest else close(setting, q)
@@ -423,17 +355,18 @@ def close(setting: Setting, p: Process) -> Process:
     """16. Every member of L has signed, is replaced by a newer incarnation that signed, or is suspected: propose who goes on."""
     assert p.record is not None
     flags = dict.fromkeys(names(p.members or ()), "o") if p.full else {}
-    flags |= dict(p.signatures)
+    flags |= worst(p.signatures)
     candidates = newest(flags) if setting.guards("newest") else tuple(sorted(flags))
     enough = len(candidates) >= setting.min_ranks or not setting.guards("min_ranks")
     founded = p.k > 0 or len(candidates) >= setting.ranks or p.join_timeout or not setting.guards("founding")
     if p.beating or not enough or not founded:
         return at_barrier(p, "await_full")
-    members = tuple(Listed(member, flags[member] != "j") for member in candidates)
+    members = tuple(Listed(member, flags[member] != "j" and setting.guards("tell_holders")) for member in candidates)
     continuing = [member for member in names(p.members or ()) if member in candidates]
     committed = bool(continuing) or not setting.guards("somebody_voted")
     if setting.guards("votes"):
         committed = committed and all(flags[member] == "o" for member in continuing)
+    committed = committed and setting.guards("slow_commit")
     epoch = Epoch(p.k + 1, members)
     if not setting.guards("state_in_epoch") and candidates == names(p.members or ()):
         epoch = p.record.epoch
@@ -472,7 +405,7 @@ def wake(setting: Setting, rank: int, p: Process) -> Moves:
     record = p.record
     yield Move(
         "wake",
-        ("set", ("full", p.k - 1), 1),
+        ("set", full_key(setting, p.k - 1), 1),
         lambda _: p._replace(at=next_iteration(setting, record)),
     )
 
@@ -516,31 +449,34 @@ def decided(setting: Setting, p: Process, v: Record, members: Members) -> Proces
 
 def left_out(setting: Setting, p: Process, v: Record, members: Members | None) -> Process:
     """20. Drop the model state, and join at v."""
-    if v.iteration >= setting.iterations:
-        return finish(p)
+    if not setting.guards("rejoin"):
+        return stop(p)
     assert p.record is not None
     garbage: tuple[Key, ...] = ()
-    if v.iteration > p.k:
+    if v.iteration > p.k and setting.guards("clean_up_behind"):
         garbage = in_vain(setting, p, v) + barrier_keys(setting, p.k - 1)
-    if v.iteration >= p.k + 2:
+    if v.iteration >= p.k + 2 and setting.guards("clean_up_late"):
         garbage += barrier_keys(setting, p.k)
-    floor = max(p.floor, p.k if p.member else 0)
-    q = p._replace(queue=queued(setting, p, garbage), floor=floor)
-    return join_at(setting, q, v, members)
+        if v.epoch != p.record.epoch and p.k > 0:  # perhaps it was me who replaced that list, and the reply was lost
+            garbage += (members_key(setting, p.record.epoch),)
+    return join_at(setting, p._replace(queue=queued(setting, p, garbage)), v, members)
 
 
 def next_iteration(setting: Setting, v: Record) -> str:
     return "arrive" if v.iteration < setting.iterations else "done"
 
 
-def finish(p: Process) -> Process:
-    """The model's last iteration has been decided: this process has seen enough."""
-    return Process("done", p.conn, p.me)
+def finish(setting: Setting, p: Process) -> Process:
+    """The model's last iteration has been decided: this process has seen enough. What it would clean up from here on stays to be done."""
+    late: tuple[Key, ...] = tuple(members_key(setting, epoch) for epoch in p.wrote)
+    if p.record is not None:
+        late += barrier_keys(setting, p.k - 1) + barrier_keys(setting, p.k)
+    return Process("done", p.conn, p.me, queue=queued(setting, p, late))
 
 
 def stop(p: Process) -> Process:
     """Superseded by a newer incarnation of the same rank."""
-    return Process("stopped", p.conn, p.me, floor=max(p.floor, p.k if p.member else 0))
+    return Process("stopped", p.conn, p.me)
 
 
 # --- Clean-up -----------------------------------------------------------------------------------------------------------
@@ -552,7 +488,7 @@ def in_vain(setting: Setting, p: Process, v: Record) -> tuple[Key, ...]:
 
 
 def queued(setting: Setting, p: Process, garbage: tuple[Key, ...]) -> tuple[Key, ...]:
-    return () if not setting.guards("clean_up") else p.queue + tuple(key for key in garbage if key not in p.queue)
+    return tuple(dict.fromkeys((*p.queue, *garbage))) if setting.guards("clean_up") else ()
 
 
 def clean_up(setting: Setting, rank: int, p: Process) -> Moves:
@@ -561,107 +497,7 @@ def clean_up(setting: Setting, rank: int, p: Process) -> Moves:
         yield Move("clean_up", ("delete_key", p.queue[0]), lambda _: p._replace(queue=p.queue[1:]))
 
 
-# --- Recovering ---------------------------------------------------------------------------------------------------------
-
-
-def reconnected(setting: Setting, p: Process, instance: int) -> Process:
-    """The connection broke under an operation that has a reply, and there is a new one. Was the operation applied? Nobody knows."""
-    q = p._replace(conn=instance, queue=())
-    if p.at in ("arrive", "count_in", "await_barrier") and not setting.guards("add_once"):
-        return q._replace(at="count_in")
-    return q if p.record is None else recover(setting, q)
-
-
 def recover(setting: Setting, p: Process) -> Process:
     """22. From here on a rank is not counted at this barrier again: the slow path takes over."""
     signed = p.signed and not setting.guards("sign_again")
     return at_barrier(p, "recover", signed=signed, full=False)
-
-
-def look_again(setting: Setting, rank: int, p: Process) -> Moves:
-    """22. What does the register say now?"""
-    yield Move("read_register", ("read", REGISTER), lambda v: found(setting, p, None if v == PROBE else v))
-
-
-def found(setting: Setting, p: Process, v: Record | None) -> Process:
-    """22. Push my record forward if the store has none or an older one; otherwise go on from what it has."""
-    assert p.record is not None
-    if v is None or v.iteration < p.k:
-        if p.k == 0 or p.members is None or not setting.guards("restore_record"):
-            return at_barrier(p, "create_register")
-        return at_barrier(p, "restore_members" if setting.guards("restore_list") else "restore_register", pending=v)
-    if v.same(p.record) and p.k >= setting.iterations:
-        return at_barrier(p, "done", record=v)
-    if v.same(p.record):
-        q = at_barrier(p, "sign", mode="again" if p.member else "", record=v)
-        if q.signed:
-            return q._replace(at="read_register", mode="slow")
-        if q.member:
-            return q
-        return at_barrier(q, "read_members", mode="join") if q.members is None else join(setting, q, q.members)
-    if v.iteration == p.k:
-        return left_out(setting, p, v, None)
-    return join_at(setting, p, v) if p.members is None else learn(setting, p, v)
-
-
-def finished(setting: Setting, rank: int, p: Process) -> Moves:
-    """Not a step of the protocol: the model looks no further. Should the store be lost, the process still notices (its next
-    arrival fails) and restores what it knows; the environment lets it take this step only then."""
-    if p.record is not None:
-        yield Move("arrive", ("barrier", count_key(setting, p.k), len(p.members or ())), constantly(p))
-
-
-def restore_members(setting: Setting, rank: int, p: Process) -> Moves:
-    """22. First the list ..."""
-    assert p.record is not None
-    yield Move(
-        "restore_members",
-        ("set", members_key(setting, p.record.epoch), p.members),
-        lambda _: p._replace(at="restore_register"),
-    )
-
-
-def restore_register(setting: Setting, rank: int, p: Process) -> Moves:
-    """22. ... then the register that points at it."""
-    assert p.record is not None
-    mine = p.record.lowered()
-    expected = MISSING if p.pending is None else p.pending
-    yield Move(
-        "restore_register",
-        ("compare_set", REGISTER, expected, mine),
-        lambda w: found(setting, p, None if w == expected and w != mine else w),
-    )
-
-
-STEPS: dict[str, Callable[[Setting, int, Process], Moves]] = {
-    "take_incarnation": take_incarnation,
-    "create_register": create_register,
-    "read_members": read_members,
-    "check_incarnation": check_incarnation,
-    "renew_incarnation": renew_incarnation,
-    "sign": sign,
-    "raise_attention": raise_attention,
-    "arrive": arrive,
-    "count_in": count_in,
-    "await_barrier": await_barrier,
-    "await_full": await_full,
-    "propose_same_epoch": propose_same_epoch,
-    "read_register": read_register,
-    "read_arrived": read_arrived,
-    "read_heartbeat": read_heartbeat,
-    "write_members": write_members,
-    "propose_new_epoch": propose_new_epoch,
-    "wake": wake,
-    "recover": look_again,
-    "restore_members": restore_members,
-    "restore_register": restore_register,
-    "done": finished,
-}
-
-
-def moves(setting: Setting, rank: int, p: Process) -> Moves:
-    """Every way in which the process can go on."""
-    if p.at in STEPS and (len(p.queue) <= setting.lag or p.at == "done"):
-        yield from STEPS[p.at](setting, rank, p)
-    if p.at != "done":
-        yield from clean_up(setting, rank, p)

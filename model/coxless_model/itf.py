@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coxless_model.bounds import configuration, configured
-from coxless_model.explore import Trace
 from coxless_model.machine import Action, State, System, describe, successors
+from coxless_model.results import Trace
 
 FORMAT = "https://apalache-mc.org/docs/adr/015adr-trace.html"
 NONE: Mapping[str, Any] = {"tag": "None", "value": {"#tup": []}}

@@ -18,9 +18,10 @@ from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from typing import NamedTuple
 
-from coxless_model.explore import NO_LIMITS, Limits, Progress, Search, Trace, Verdict, concrete_run
+from coxless_model.explore import Search, concrete_run
 from coxless_model.machine import Goal, System
 from coxless_model.packed import Packed
+from coxless_model.results import NO_LIMITS, Limits, Progress, Trace, Verdict
 
 
 class Lasso(NamedTuple):

@@ -46,11 +46,16 @@ class Step(NamedTuple):
     local: Any
 
 
+StepKind = Callable[[int, Any, Any], Iterable[Step]]
+"""Some of the steps of a rank, as `System.local_steps` gives all."""
+
+
 class Views(NamedTuple):
     """What a property looks at, of the shared part and of each local part. Where the views are the same, so is the answer: a
     search asks once for each combination."""
 
     shared: Callable[[Any], Hashable]
+    """None: the property holds, whatever the local parts are."""
     local: Callable[[Any], Hashable]
 
 
@@ -134,6 +139,18 @@ class System(Protocol):
         """True when the step touches only the acting rank's local part, no property can see it, and nothing that another
         rank does can disable it or change what it does."""
         ...
+
+
+def step_kinds(system: System) -> tuple[StepKind, ...]:
+    """The kinds of steps of which `local_steps` gives one after the other, where the system tells them apart (`step_kinds`). What a
+    step depends on is found out for each kind apart, so a step that looks at much does not make others be computed anew."""
+    kinds: tuple[StepKind, ...] = getattr(system, "step_kinds", (system.local_steps,))
+    return kinds
+
+
+def expected_actions(system: System) -> tuple[str, ...]:
+    """The names of the actions that should be seen within the system's bounds, where it says so (`expected`)."""
+    return tuple(getattr(system, "expected", ()))
 
 
 def successors(system: System, state: State) -> Iterable[tuple[Action, State]]:

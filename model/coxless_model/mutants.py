@@ -83,8 +83,32 @@ MUTANTS: tuple[Mutant, ...] = (
     Mutant(
         "nonce",
         "an incarnation is a number alone",
-        "After a store loss a second process gets the number of the first, and both take part as the same member.",
-        "S6", 2, 1, {"store_losses": 1, "second_processes": 1},
+        "After a store loss a restarted process is the member that its predecessor was, and is taken to be in the middle of its iteration.",
+        "S5", 2, 1, {"store_losses": 1, "crashes": 1, "restarts": 1},
+    ),
+    Mutant(
+        "stand_down",
+        "go on as a newer incarnation although another process has taken the rank over",
+        "Two processes of a rank push each other out for ever; whoever loses has to receive the model state again.",
+        "S6", 2, 1, {"second_processes": 1},
+    ),
+    Mutant(
+        "ask_counter",
+        "a joiner stops as soon as a newer incarnation of its rank has signed, whatever the counter says",
+        "After a store loss a restarted rank takes its dead predecessor for a successor, and ends.",
+        "L2", 1, 2, {"store_losses": 1, "crashes": 1, "restarts": 1},
+    ),
+    Mutant(
+        "renew",
+        "a rank whose counter was lost with the store does not take a number above the old one",
+        "It ends, though nobody has taken its place.",
+        "L2", 1, 2, {"store_losses": 1, "crashes": 1, "restarts": 1},
+    ),
+    Mutant(
+        "outnumber",
+        "after a store loss take the next number, not one above that of the other incarnation",
+        "The rank still counts as older than its dead predecessor, and takes a number once more when the store has lost nothing.",
+        "S6", 1, 2, {"store_losses": 1, "crashes": 2, "restarts": 2},
     ),
     Mutant(
         "newest",
@@ -102,7 +126,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "incarnation_check",
         "join without asking whether one has been replaced",
         "The old process comes back in the place of the new one, which is thrown out.",
-        "S6", 2, 3, {"second_processes": 1, "suspicions": 1},
+        "S6", 2, 2, {"second_processes": 1, "suspicions": 1},
     ),
     # --- Founding ---
     Mutant(
@@ -116,6 +140,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "close with fewer than min_ranks",
         "The job goes on with fewer ranks than its batch needs.",
         "S3", 2, 2, {"crashes": 1}, min_ranks=2,
+    ),
+    Mutant(
+        "fresh_timeout",
+        "after a store loss count the join timeout from the first founding",
+        "The first rank to come back founds the job anew, and decides again what the others, about to restore it, had decided.",
+        "S2", 2, 2, {"store_losses": 1, "join_timeouts": 1},
     ),
     # --- The count ---
     Mutant(
@@ -187,6 +217,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "L1", 2, 2, {"crashes": 1, "join_timeouts": 2}, liveness=True,
     ),
     Mutant(
+        "persist",
+        "end as soon as the patience has run out",
+        "A rank that was a little early ends.",
+        "L2", 2, 2, {},
+    ),
+    Mutant(
+        "listen",
+        "take everybody for silent who has not signed",
+        "A rank that is a little slower than the others loses its place and its work.",
+        "S3", 2, 2, {},
+    ),
+    Mutant(
         "heartbeats",
         "close without those who have not signed, whether their hearts beat or not",
         "A rank that is a little slower than the others loses its place and its work.",
@@ -224,6 +266,24 @@ MUTANTS: tuple[Mutant, ...] = (
         "S7", 2, 2, {"failed_votes": 1},
     ),
     Mutant(
+        "tell_holders",
+        "list everyone as one that does not hold the state",
+        "Nobody is asked for the model state any more; the work of all is thrown away.",
+        "S7", 2, 2, {"suspicions": 1},
+    ),
+    Mutant(
+        "rejoin",
+        "a rank that was left out ends",
+        "Each wrong suspicion costs the job a rank for good.",
+        "L2", 2, 2, {"crashes": 1, "restarts": 1},
+    ),
+    Mutant(
+        "reread",
+        "end when the list that one joins is gone",
+        "A rank that starts while the others go on ends instead of looking where they are.",
+        "L2", 2, 2, {"suspicions": 1},
+    ),
+    Mutant(
         "drop_state",
         "a rank that was left out says that it still holds the state",
         "It goes on with a model that is behind the others'.",
@@ -234,6 +294,18 @@ MUTANTS: tuple[Mutant, ...] = (
         "take part without being listed",
         "A rank that was given up on sends its gradients all the same.",
         "S4", 2, 2, {"suspicions": 1},
+    ),
+    Mutant(
+        "commit",
+        "decide on the fast path that the update does not count",
+        "The job repeats its first batch for ever.",
+        "S8", 2, 2, {},
+    ),
+    Mutant(
+        "slow_commit",
+        "count no update of an iteration in which somebody was missing",
+        "Whenever a rank dies, the others throw away what they have computed.",
+        "S8", 2, 2, {"suspicions": 1},
     ),
     Mutant(
         "votes",
@@ -266,6 +338,30 @@ MUTANTS: tuple[Mutant, ...] = (
         "The store grows by three keys each iteration until it is full.",
         "L3", 2, 4, {},
     ),
+    Mutant(
+        "fresh_full",
+        "use one `full` key for all iterations (a stale ready key, as the diagram has it)",
+        "It decides nothing, but it stays behind for good and wakes every later wait at once: ranks ask the store without end instead.",
+        "L3", 2, 3, {"suspicions": 1},
+    ),
+    Mutant(
+        "clean_up_behind",
+        "a rank that was left out does not clean up what it knew",
+        "Each rejoin leaves keys in the store for good.",
+        "L3", 2, 2, {"crashes": 1, "restarts": 1},
+    ),
+    Mutant(
+        "clean_up_late",
+        "a rank that was left out does not clean up the barrier at which it came too late",
+        "Each frozen rank leaves keys in the store for good.",
+        "L3", 2, 3, {"suspicions": 1},
+    ),
+    Mutant(
+        "clean_up_restored",
+        "a rank does not clean up the list that it restored in vain",
+        "Each loss of the store leaves a list in it for good.",
+        "L3", 1, 2, {"store_losses": 1, "crashes": 1, "restarts": 1},
+    ),
 )  # fmt: skip
 
 EQUIVALENT: tuple[Mutant, ...] = (
@@ -280,6 +376,12 @@ EQUIVALENT: tuple[Mutant, ...] = (
         "take part in a record that lists me, however far it is ahead",
         "Nothing: the list of iteration k+2 can name only those who arrived at k+1, so who is still at k is never in it.",
         "", 2, 3, {"suspicions": 1},
+    ),
+    Mutant(
+        "replaced",
+        "ask for the heartbeat of a member that a newer incarnation has replaced, too",
+        "Nothing but time: it is dead and will fall silent, or it will see who has replaced it and end.",
+        "", 2, 2, {"crashes": 1, "restarts": 1},
     ),
 )  # fmt: skip
 """Their guard makes no difference to any property; `suffers` is the argument. The model must not be able to kill them."""

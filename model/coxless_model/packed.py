@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from coxless_model.keyed import TooMany
-from coxless_model.machine import Action, State, Step, System
+from coxless_model.machine import Action, State, Step, StepKind, System
 from coxless_model.parts import WHOLE, Layout, Parts
 
 LOCAL_BITS = 18
@@ -94,8 +94,9 @@ class Packed:
         parts, mask = self.locals, self.local_mask
         return State(self.shared(key >> self.shift), tuple([parts[key >> place & mask] for place in self.places]))
 
-    def ask(self, actor: int, wide: int, own: int) -> Steps:
-        """What the actor (a rank, or `self.ranks` for the environment) may do, asked of the specification."""
+    def ask(self, actor: int, wide: int, own: int, kind: StepKind) -> Steps:
+        """What the actor (a rank, or `self.ranks` for the environment) may do, asked of the specification. `kind`: of a rank only such
+        steps."""
         shared, seen = self.parts.noting(wide)
         onto_shared: list[int] = []
         onto_local: list[int] = []
@@ -107,7 +108,7 @@ class Packed:
                 actions.append(action)
         else:
             step: Step
-            for step in self.system.local_steps(actor, shared, self.locals[own]):
+            for step in kind(actor, shared, self.locals[own]):
                 onto_shared.append(self.parts.difference(shared, step.shared, seen))
                 onto_local.append((self.number_of_local(step.local) - own) << (LOCAL_BITS * actor))
                 actions.append(step.action)
@@ -118,7 +119,7 @@ class Packed:
         number = key >> self.shift
         wide = self.wides[number]
         own = key >> (LOCAL_BITS * actor) & self.local_mask if actor < self.ranks else 0
-        steps = self.ask(actor, wide, own)
+        steps = self.ask(actor, wide, own, self.system.local_steps)
         differences = tuple(
             ((self.number_of_wide(wide + onto) - number) << self.shift) + difference
             for onto, difference in zip(steps.onto_shared, steps.onto_local, strict=True)

@@ -1,117 +1,16 @@
 """What the hardened protocol promises, each promise as one function.
 
-Some promises can be read off a state. Others are about what has happened; for those a *ghost* keeps the little history that
-they need (how far the decisions have come, who has arrived at the open barrier and with which vote) and notes a broken
-promise at the step that breaks it. The protocol never sees the ghost.
+Some promises can be read off a state. Others are about what has happened; those are noted by the ghost (ghost.py) at the step that
+breaks them.
 """
 
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from .hardened import RUN_OVER, Process, Setting, arrived_key
 from .machine import Goal, Invariant, State, Views
-from .records import Member, Record, Signature, Signatures, listed_as, names, newer
-from .store import REGISTER, Operation, Store, member_text
-
-
-class Wrong(NamedTuple):
-    property: str
-    what: str
-    """With {} where the member belongs: a state must not name ranks in text, or it could not be renamed."""
-    member: Member | None = None
-
-
-class Ghost(NamedTuple):
-    decided: int = 0
-    """The highest iteration that was ever decided. (A decision that the store lost before anyone learned of it was none.)"""
-    learned: int = 0
-    """The highest iteration in which anyone took part."""
-    arrivals: Signatures = ()
-    """Who has arrived at the barrier of that iteration, and what it voted."""
-    promised: tuple[Member, ...] = ()
-    """The joiners that nobody may overlook: they signed, and attention is up because of them."""
-    wrong: tuple["Wrong", ...] = ()
-    """The promises broken so far."""
-
-
-def observe(
-    setting: Setting, ghost: Ghost, p: Process, op: Operation, before: Store, after: Store, down: Callable[[Member], bool]
-) -> Ghost:
-    """The ghost after the operation was applied (whether or not its reply arrives). `down`: the member has died or left."""
-    match op:
-        case ("barrier", ("count", _), _) if p.k == ghost.decided and p.me and p.me not in (one.member for one in ghost.arrivals):
-            return ghost._replace(arrivals=tuple(sorted((*ghost.arrivals, Signature(p.me, p.flag or "o")))))
-        case ("append", key, signature) if p.k == ghost.decided and key == arrived_key(setting, p.k):
-            return ghost._replace(arrivals=tuple(sorted({*ghost.arrivals, signature})))
-        case (_, ("register",), *_):
-            was, now = before.get(REGISTER), after.get(REGISTER)
-            if p.at == "raise_attention" and was != now and not p.member and p.me:
-                return ghost._replace(promised=tuple(sorted({*ghost.promised, p.me})))
-            if was is not None and now is not None and was != now and p.at not in ("raise_attention", "restore_register"):
-                return decision(setting, ghost, p, was, now, down)
-    return ghost
-
-
-def decision(setting: Setting, ghost: Ghost, p: Process, was: Record, now: Record, down: Callable[[Member], bool]) -> Ghost:
-    """The register went from `was` to `now`."""
-    wrong = {*ghost.wrong, *_wrongs(setting, ghost, p, was, now, down)}
-    return Ghost(max(ghost.decided, now.iteration), ghost.learned, wrong=tuple(sorted(wrong)))
-
-
-def _wrongs(
-    setting: Setting, ghost: Ghost, p: Process, was: Record, now: Record, down: Callable[[Member], bool]
-) -> Iterator[Wrong]:
-    if now.iteration <= ghost.decided:
-        yield Wrong("S2", f"iteration {now.iteration} was decided again")
-    if now.iteration > ghost.decided + 1:
-        yield Wrong("S2", f"iteration {ghost.decided + 1} was skipped")
-    arrived = {signature.member for signature in ghost.arrivals}
-    listed = names(now.epoch.members)
-    for member in listed:
-        if member not in arrived:
-            yield Wrong("S3", f"{{}} is listed for {now.iteration} without having arrived at the barrier before it", member)
-    for member in names(was.epoch.members):
-        replaced = any(newer(other, member) for other in listed)
-        if member not in listed and not replaced and member not in p.suspected and not down(member):
-            yield Wrong("S3", f"{{}} was left out of {now.iteration} though it was heard", member)
-    if was.iteration == 0 and len(listed) < setting.ranks and not p.join_timeout:
-        yield Wrong("S3", "the job is founded without a rank that was never seen, before the join timeout")
-    if len(listed) < setting.min_ranks:
-        yield Wrong("S3", f"iteration {now.iteration} has fewer than min_ranks participants")
-    if len({member.rank for member in listed}) < len(listed):
-        yield Wrong("S6", f"two incarnations of one rank are listed for {now.iteration}")
-    for member in listed:
-        if any(newer(other, member) for other in names(was.epoch.members)):
-            yield Wrong("S6", f"{{}} is listed for {now.iteration} in the place of a newer incarnation", member)
-    votes = [s.flag for s in ghost.arrivals if s.member in listed and s.member in names(was.epoch.members)]
-    if now.committed and (not votes or any(flag != "o" for flag in votes)):
-        yield Wrong(
-            "S8", f"iteration {now.iteration - 1} counts as committed, with the votes {','.join(sorted(votes)) or 'of nobody'}"
-        )
-    for member in ghost.promised:
-        if member not in listed and not any(newer(other, member) for other in listed):
-            yield Wrong("L2", "{} had raised attention to join, and was overlooked", member)
-
-
-def entered(ghost: Ghost, before: Process, after: Process) -> Ghost:
-    """The ghost after a step that may have made the process take part in another iteration, or announced it as a joiner."""
-    assert after.record is not None
-    assert before.record is not None
-    if after.member and not (before.member and after.record.same(before.record)):
-        seen = max(before.floor, before.k if before.member else 0)
-        ghost = ghost._replace(learned=max(ghost.learned, after.k))
-        if after.k <= seen:
-            wrong = Wrong("S5", f"the rank of {{}} took part in {seen}, and now takes part in {after.k}", after.me)
-            return ghost._replace(wrong=tuple(sorted({*ghost.wrong, wrong})))
-    elif after.at == "await_full" and before.at != "await_full" and not after.member and not after.record.attention and after.me:
-        return ghost._replace(promised=tuple(sorted({*ghost.promised, after.me})))
-    return ghost
-
-
-def forgotten(ghost: Ghost) -> Ghost:
-    """The ghost after the store lost its data: what nobody had learned has not happened."""
-    return ghost if ghost.decided == ghost.learned else Ghost(ghost.learned, ghost.learned, wrong=ghost.wrong)
-
+from .process import RUN_OVER, Process
+from .records import Epoch, listed_as
+from .store import REGISTER, Key, Store, member_text
 
 # --- Safety -------------------------------------------------------------------------------------------------------------
 
@@ -189,61 +88,98 @@ TRAINING = ("arrive", "wake", "done")
 
 
 def model_state(state: State) -> str | None:
-    """Who is listed as holding the model state does hold it (keeping an epoch says so of everyone in it). Otherwise a rank
-    with a fresh model averages its gradients with the others, or is asked to send them its state."""
+    """Who is listed as holding the model state does hold it, and the other way round (keeping an epoch says so of everyone in it).
+    Otherwise a rank with a fresh model averages its gradients with the others, or is asked to send them its state; or the state of
+    one that has it is overwritten, and perhaps nobody's is left."""
     for rank, p in taking_part(state):
         if p.at not in TRAINING:
             continue
         assert p.record is not None and p.me is not None
         listed = listed_as(p.record.epoch.members, p.me)
-        if listed and (listed.holds or p.record.epoch.since < p.k) and not p.holds:
-            return f"rank {rank} is taken to hold the model state in iteration {p.k}, and does not"
-    return None
+        if listed and (listed.holds or p.record.epoch.since < p.k) != p.holds:
+            return f"rank {rank} is taken {'not ' if p.holds else ''}to hold the model state in iteration {p.k}, and it is not so"
+    return noted(state, "S7")
 
 
 def commit(state: State) -> str | None:
-    """The update of iteration k counts as committed only if every member of k that goes on, and one at least, voted ok.
-    Otherwise the job keeps an update that one of its ranks never made."""
+    """The update of iteration k counts as committed if, and only if, every member of k that goes on voted ok, and one at least goes
+    on. Otherwise the job keeps an update that one of its ranks never made, or throws away work that all have done."""
     return noted(state, "S8")
 
 
 def not_overlooked(state: State) -> str | None:
-    """A joiner that has raised attention is in the next list, as long as it lives. (L2's core: without it a fast job could
-    leave a restarted rank waiting for ever.)"""
+    """A joiner that has raised attention is in the next list, as long as it lives; and no process gives up unless another of its rank
+    has taken its place. (L2's core: without it a fast job could leave a restarted rank waiting for ever.)"""
     return noted(state, "L2")
 
 
 def bounded_store(state: State) -> str | None:
     """The number of keys does not grow with the number of iterations. A key may stay behind only while somebody has yet to
     delete it, or because a fault destroyed the intention to. Otherwise a long job fills the memory of its store."""
-    shared = state.shared
-    allowed = 5 * shared.faults
-    register = shared.store.get(REGISTER)
-    if _perhaps_stale(shared.store, register) <= allowed:
-        return None  # Mostly, and whatever the processes know.
-    live = [p for _, p in processes(state) if p.at not in RUN_OVER]
-    queued = {key for p in live for key in p.queue}
-    behind = {p.k for p in live if p.record is not None}
-    current = {register.epoch} if register is not None else set()
-    current |= {p.record.epoch for p in live if p.record is not None}
-    current |= {epoch for p in live for epoch in p.wrote}
-    k = register.iteration if register is not None else 0
-    stale = 0
-    for key in shared.store.keys:
+    old = litter(state.shared)
+    if old is None:
+        return None
+    k, candidates = old
+    alive = [process for local in state.ranks for process in cleaners(local)]
+    queued = {key for process in alive for key in process.queue}
+    needed = {epoch for process in alive for epoch in process.epochs}
+    oldest = min([k, *(process.k for process in alive if process.k is not None)])
+
+    def stale(key: Key) -> bool:
         if key[0] == "members":
-            stale += key not in queued and all(key[1] not in (epoch, (epoch.since,)) for epoch in current)
-        elif key[0] in ("count", "full", "arrived"):
-            # Barriers from the oldest that a live process knows on, and the one before, are still to be cleaned by somebody.
-            stale += key not in queued and key[1] < min(behind | {k}) - 1
-    if stale > allowed and not any(p.at == "done" for _, p in processes(state)):
-        return f"{stale} keys were left behind for good, after {shared.faults} faults"
-    return None
+            return all(key[1] not in (epoch, (epoch.since,)) for epoch in needed)
+        # Barriers from the oldest that a live process knows on, and the one before, are still to be cleaned by somebody.
+        return bool(key[1] < oldest - 1)
+
+    left = [key[0] for key in candidates if key not in queued and stale(key)]
+    return f"{len(left)} keys were left behind for good: {', '.join(left)}" if left else None
 
 
-def _perhaps_stale(store: Store, register: Record | None) -> int:
-    """The most keys that can be found stale, however far the processes are."""
+def litter(shared: Any) -> tuple[int, tuple[Key, ...]] | None:
+    """The register's iteration, and the keys that are stale unless some process still needs them; None if there are none."""
+    register = shared.store.get(REGISTER)
     k = register.iteration if register is not None else 0
-    return sum(key[0] == "members" or (key[0] in ("count", "full", "arrived") and key[1] < k - 1) for key in store.keys)
+    current = () if register is None else (register.epoch, (register.epoch.since,))
+    candidates = tuple(
+        key
+        for key in shared.store.keys
+        if (key[0] == "members" and key[1] not in current) or (key[0] in ("count", "full", "arrived") and key[1] < k - 1)
+        if key not in shared.leaked
+    )
+    return (k, candidates) if candidates else None
+
+
+class Cleaner(NamedTuple):
+    """What a live process means for keys that may be stale."""
+
+    queue: tuple[Key, ...]
+    k: int | None
+    epochs: tuple[Epoch, ...]
+    """Those whose lists it needs, or may be about to propose."""
+
+
+def cleaners(local: Any) -> tuple[Cleaner, ...]:
+    return tuple(
+        Cleaner(p.queue, None if p.record is None else p.k, (() if p.record is None else (p.record.epoch,)) + p.wrote)
+        for p in local.processes
+        if p.at not in ("stopped", "left")
+    )
+
+
+def leak(p: Process, store: Store) -> tuple[Key, ...]:
+    """The keys that may stay behind as the process dies: what it had yet to delete, what it may have written after others had come by
+    with their clean-up, and the list that it replaced, if it has decided without knowing."""
+    register = store.get(REGISTER)
+    late = () if p.record is None else tuple((kind, k) for k in (p.k - 1, p.k) for kind in ("count", "full", "arrived"))
+    lists = tuple(("members", epoch) for epoch in p.wrote)
+    if p.record is not None and register is not None and register.iteration > p.k:
+        lists += (("members", p.record.epoch),)
+    return present(store, (*p.queue, *late, *lists))
+
+
+def present(store: Store, wanted: Iterable[Key]) -> tuple[Key, ...]:
+    """Those of the keys that are there. (Key by key: who asks for all keys depends on all.)"""
+    return tuple(key for key in wanted if store.get(key) is not None)
 
 
 def register_and_wrongs(shared: Any) -> Hashable:
@@ -259,6 +195,7 @@ def parts_taken(local: Any) -> Hashable:
 
 
 TAKING_PART = Views(register_and_wrongs, parts_taken)
+LITTER = Views(litter, cleaners)
 
 INVARIANTS = (
     Invariant("S1", agreement, TAKING_PART),
@@ -270,7 +207,7 @@ INVARIANTS = (
     Invariant("S7", model_state, TAKING_PART),
     Invariant("S8", commit, TAKING_PART),
     Invariant("L2", not_overlooked, TAKING_PART),
-    Invariant("L3", bounded_store),
+    Invariant("L3", bounded_store, LITTER),
 )
 
 # --- Liveness -----------------------------------------------------------------------------------------------------------
@@ -279,7 +216,7 @@ INVARIANTS = (
 def goals(min_ranks: int) -> tuple[Goal, ...]:
     def too_few(state: State) -> bool:
         alive = sum(any(p.at not in ("stopped", "left") for p in local.processes) for local in state.ranks)
-        return alive < min_ranks
+        return alive < min_ranks or state.shared.ghost.void
 
     def advanced(state: State) -> bool:
         """If one rank stays alive (and at least min_ranks do) the iteration advances, here to the bound of the model.

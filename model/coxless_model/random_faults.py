@@ -1,13 +1,13 @@
 """Random scenarios with a wanted fault in them: runs of the hardened protocol to be used as test input."""
 
 import random
-from collections.abc import Iterator
-from typing import Any
+from collections import Counter
+from collections.abc import Iterator, Sequence
 
 from coxless_model import itf
 from coxless_model.environment import hardened
-from coxless_model.explore import Trace
 from coxless_model.machine import Action, successors
+from coxless_model.results import Trace
 
 BUDGET_OF = {
     "crash": {"crashes": 1},
@@ -18,6 +18,7 @@ BUDGET_OF = {
     "store_loss": {"store_losses": 1},
     "second_process": {"second_processes": 1},
     "leave": {"leaves": 1},
+    "dead_mark": {"crashes": 1, "dead_marks": 1},
 }
 """For each kind of fault, the budgets under which it can happen."""
 KINDS = tuple(BUDGET_OF)
@@ -35,17 +36,21 @@ def happened(kind: str, action: Action) -> bool:
             return "the step failed" in action.note
         case "store_loss":
             return action.name == "lose_store"
+        case "dead_mark":
+            return action.name == "mark_dead"
         case _:
             return action.name == kind
 
 
 def fault_scenarios(
-    kind: str, *, ranks: int, iterations: int, length: int, seed: int, count: int
+    kinds: Sequence[str], *, ranks: int, iterations: int, length: int, seed: int, count: int
 ) -> Iterator[tuple[str, itf.TraceFile]]:
-    """Named scenarios of at most `length` steps in which the fault happens. The same arguments give the same scenarios."""
-    budgets: dict[str, Any] = dict(BUDGET_OF[kind])
-    system = hardened(ranks, iterations, join_timeouts=ranks + budgets.get("restarts", 0), **budgets)
-    chance = random.Random(f"{kind} {ranks} {iterations} {length} {seed}")
+    """Named scenarios of at most `length` steps in which each of the faults happens. The same arguments give the same scenarios."""
+    budgets: Counter[str] = Counter()
+    for kind in kinds:
+        budgets.update(BUDGET_OF[kind])
+    system = hardened(ranks, iterations, missing=(), join_timeouts=ranks + budgets["restarts"], **budgets)
+    chance = random.Random(f"{' '.join(kinds)} {ranks} {iterations} {length} {seed}")
     made = 0
     for _ in range(ATTEMPTS):
         state = system.initial()
@@ -54,7 +59,11 @@ def fault_scenarios(
         when = chance.randrange(length)
         while len(actions) < length:
             options = list(successors(system, state))
-            rare = [option for option in options if happened(kind, option[0]) or option[0].name in ("crash", "restart")]
+            rare = [
+                option
+                for option in options
+                if any(happened(kind, option[0]) for kind in kinds) or option[0].name in ("crash", "restart")
+            ]
             usual = [option for option in options if option not in rare]
             chosen = rare if rare and (len(actions) >= when or not usual) else usual
             if not chosen:
@@ -62,9 +71,9 @@ def fault_scenarios(
             action, state = chance.choice(chosen)
             states.append(state)
             actions.append(action)
-        if any(happened(kind, action) for action in actions):
-            name = f"{kind}-{ranks}x{iterations}-{length}-{seed}-{made}"
-            prose = f"A random run of the hardened protocol with {kind.replace('_', ' ')}: nothing may come of it."
+        if all(any(happened(kind, action) for action in actions) for kind in kinds):
+            name = f"{'-'.join(kinds)}-{ranks}x{iterations}-{length}-{seed}-{made}"
+            prose = f"A random run of the hardened protocol with {' and '.join(kinds).replace('_', ' ')}: nothing may come of it."
             yield name, itf.trace_file(system, Trace(tuple(states), tuple(actions)), title=name, prose=prose)
             made += 1
             if made == count:

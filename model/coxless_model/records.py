@@ -61,6 +61,14 @@ class Signature(NamedTuple):
 Signatures = tuple[Signature, ...]
 
 
+def worst(signatures: Signatures) -> dict[Member, str]:
+    """What each says of itself; the worse, where it said two things: j outweighs f, and f outweighs o."""
+    flags: dict[Member, str] = {}
+    for member, flag in signatures:
+        flags[member] = max(flag, flags.get(member, flag), key="ofj".index)
+    return flags
+
+
 def genesis(generation: int) -> Record:
     return Record(generation, 0, Epoch(0, ()), committed=False, attention=True, winner=None)
 

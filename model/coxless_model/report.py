@@ -9,12 +9,12 @@ from rich.table import Table
 from rich.text import Text
 
 from coxless_model.deaths import Death
-from coxless_model.explore import Counterexample, Result, Trace, Verdict
 from coxless_model.itf import encode_action, encode_state
 from coxless_model.liveness import Lasso, LivenessResult
 from coxless_model.machine import ENVIRONMENT, Action, State
 from coxless_model.mutants import Mutant
 from coxless_model.records import Epoch, Listed, Member, Record, Signature
+from coxless_model.results import Counterexample, Result, Trace, Verdict
 from coxless_model.store import TEXTS, Store, epoch_text, key_text, member_text
 
 UNSEEN = ("ghost", "pulse", "budgets", "faults")
@@ -141,6 +141,8 @@ def summary(result: Result) -> RenderableType:
     missed = [name for name, reached in result.reached.items() if not reached]
     if missed:
         parts.append(Text(f"never reached: {', '.join(missed)}", style="red"))
+    if result.never_taken and result.verdict is Verdict.HOLDS:
+        parts.append(Text(f"warning: never taken within these bounds: {', '.join(result.never_taken)}", style="yellow"))
     return Group(*parts)
 
 
@@ -216,6 +218,7 @@ def result_json(result: Result) -> dict[str, Any]:
         "bytes_per_state": round(result.bytes_per_state),
         "taken": dict(result.taken),
         "reached": dict(result.reached),
+        "never_taken": list(result.never_taken),
         "stuck": result.stuck,
         "counterexamples": [
             {

@@ -1,16 +1,17 @@
 """Random walks, for depths that an exhaustive search does not reach: seeded, with the same properties and the same traces.
 
-A walk proves nothing. It goes through states a few hundred thousand steps a second faster than they could be stored, since
-the steps of each (shared, local) pair are looked up and not computed. A counterexample is as long as the walk happened to be.
+A walk proves nothing. Most of its steps are looked up and not computed, as in the exhaustive search (`make bench-model` says how many
+it takes in a second). A counterexample is as long as the walk happened to be.
 """
 
 import random
 import time
 from collections.abc import Callable, Iterable
 
-from coxless_model.explore import NO_LIMITS, Counterexample, LimitReached, Limits, Progress, Result, Search, Verdict, concrete_run
+from coxless_model.explore import LimitReached, Search, concrete_run
 from coxless_model.keyed import TooMany
 from coxless_model.machine import System
+from coxless_model.results import NO_LIMITS, Counterexample, Limits, Progress, Result, Verdict
 
 REMEMBERED = 1_000_000
 """States whose properties need not be checked again; forgotten when there are more."""

@@ -6,8 +6,8 @@ Which of them can be met depends on the faults that the budgets allow and on the
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .hardened import Setting
 from .machine import Action, Situation, State
+from .process import Setting
 
 
 def situations(setting: Setting, budgets: Any) -> tuple[Situation, ...]:
@@ -24,9 +24,10 @@ def _wanted(setting: Setting, budgets: Any) -> Iterator[Situation]:
     if budgets.failed_votes and longer:
         yield Situation("a failed vote", failed_vote)
         yield Situation("an attention close", attention_close)
-    if several and longer and (budgets.suspicions or budgets.crashes):
+    fewer = setting.min_ranks < setting.ranks  # may go on
+    if several and longer and fewer and (budgets.suspicions or budgets.crashes):
         yield Situation("a slow close", slow_close)
-    if several and setting.iterations > 2 and budgets.suspicions:
+    if several and fewer and setting.iterations > 2 and budgets.suspicions:
         yield Situation("a fenced zombie", fenced_zombie)
     if several and longer and budgets.crashes and budgets.restarts:
         yield Situation("a rejoin", rejoin)
@@ -37,8 +38,46 @@ def _wanted(setting: Setting, budgets: Any) -> Iterator[Situation]:
         yield Situation("a recovered proposal", recovered_proposal)
     if budgets.store_losses and longer:
         yield Situation("a restored register", lambda _, action, __: action.name == "restore_register" and worked(action))
-    if several and budgets.join_timeouts:
+    if several and fewer and budgets.join_timeouts:
         yield Situation("a founding without everyone", founded_without(setting.ranks))
+
+
+def expected(setting: Setting, budgets: Any) -> tuple[str, ...]:
+    """The names of the actions that one should see taken within the bounds. One that is not is no error, but says that the bounds are
+    too small for it."""
+    several, longer, losing = setting.ranks > 1, setting.iterations > 1, budgets.store_losses > 0
+    again = bool(budgets.crashes and budgets.restarts)
+    wanted = {
+        "take_incarnation": True,
+        "create_register": True,
+        "read_members": longer and (again or budgets.suspicions > 0),
+        "check_incarnation": budgets.second_processes > 0 or (losing and again),
+        "renew_incarnation": losing and (again or budgets.second_processes > 0),
+        "sign": True,
+        "raise_attention": longer and (again or budgets.failed_votes > 0),
+        "arrive": longer,
+        "await_barrier": several and longer,
+        "await_full": several,
+        "propose_same_epoch": longer,
+        "read_register": several,
+        "read_arrived": True,
+        "read_heartbeat": several and longer,
+        "write_members": True,
+        "propose_new_epoch": True,
+        "wake": True,
+        "clean_up": longer,
+        "restore_members": losing and longer,
+        "restore_register": losing and longer,
+        "crash": budgets.crashes > 0,
+        "restart": again,
+        "second_process": budgets.second_processes > 0,
+        "leave": budgets.leaves > 0 and longer,
+        "go_stale": budgets.crashes > 0,
+        "mark_dead": bool(budgets.dead_marks and budgets.crashes),
+        "lose_store": losing,
+        "join_timeout": budgets.join_timeouts > 0,
+    }
+    return tuple(name for name, whether in wanted.items() if whether)
 
 
 def worked(action: Action) -> bool:

@@ -21,9 +21,10 @@ from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from coxless_model.deaths import death
 from coxless_model.environment import Hardened, hardened
-from coxless_model.explore import Limits, Verdict, explore
+from coxless_model.explore import explore
 from coxless_model.liveness import check_liveness
 from coxless_model.mutants import EQUIVALENT, MUTANTS, Mutant
+from coxless_model.results import Limits, Verdict
 from coxless_model.two_phase_commit import TwoPhaseCommit
 
 SAFETY, FAIR = "S1-S8, L2's core, L3, deadlock", "L1, L2"
@@ -79,6 +80,11 @@ JOBS: tuple[Job, ...] = (
     Job(3, 2, COMING_AND_GOING),
     Job(2, 2, {"store_losses": 1}),
     Job(2, 3, {"store_losses": 1}),
+    Job(3, 2, {"store_losses": 1}),
+    Job(2, 2, {"store_losses": 1, "crashes": 1, "restarts": 1, "join_timeouts": 1}),
+    Job(2, 2, {"store_losses": 1, "suspicions": 1, "join_timeouts": 1}),
+    Job(2, 2, {"store_losses": 1, "failed_votes": 1, "lost_replies": 1}),
+    Job(2, 2, {"store_losses": 2}),
     Job(2, 2, ONE_OF_MANY),
     Job(2, 2, {**COMING_AND_GOING, "join_timeouts": 3}),
     Job(2, 3, COMING_AND_GOING, lag=3),
@@ -112,7 +118,8 @@ def searched(job: Job, limits: Limits) -> Row:
         result = explore(TwoPhaseCommit(job.ranks), symmetry=job.symmetry, limits=limits)
     else:
         result = explore(_hardened(job), symmetry=True, limits=limits)
-    verdict, remark = result.verdict, result.reason or ", ".join(found.property for found in result.counterexamples)
+    untaken = f"never taken: {', '.join(result.never_taken)}" if result.never_taken and not result.reason else ""
+    verdict, remark = result.verdict, result.reason or ", ".join(found.property for found in result.counterexamples) or untaken
     missed = [name for name, reached in result.reached.items() if not reached]
     if verdict is Verdict.HOLDS and missed:
         verdict, remark = Verdict.VIOLATED, f"never reached: {', '.join(missed)}"

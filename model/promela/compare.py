@@ -30,9 +30,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from coxless_model.environment import Hardened, hardened
-from coxless_model.explore import Verdict, explore
+from coxless_model.explore import explore
 from coxless_model.machine import Action
 from coxless_model.mutants import Mutant, by_name
+from coxless_model.results import Verdict
 
 MODEL = Path(__file__).with_name("hardened.pml")
 TOOLS = ("spin", "gcc")

@@ -90,7 +90,7 @@
 #define RAISED(r) ((r) | ATTENTION)
 #define SAME(one_, other_) (RAISED(one_) == RAISED(other_))
 
-/* Flags, in the order in which a later one outweighs an earlier one of the same member; 0 while it trains. */
+/* Flags; 0 while it trains. Of two that the same member signed with, J outweighs F, and F outweighs O. */
 #define F 1 /* its step failed, but it holds the model state */
 #define J 2 /* it does not hold the state */
 #define O 3 /* its step worked */
@@ -98,7 +98,7 @@
 /* A set of signatures has three bits for each member, one for each flag. */
 #define SIGNATURE(m, flag_) (1 << ((m) * 3 + (flag_) - 1))
 #define FLAGS(set_, m) (((set_) >> ((m) * 3)) & 7)
-#define FLAG(set_, m) (FLAGS(set_, m) >= 4 -> O : (FLAGS(set_, m) >= 2 -> J : F))
+#define FLAG(set_, m) ((FLAGS(set_, m) & 2) -> J : ((FLAGS(set_, m) & 1) -> F : O))
 
 /* What a heartbeat tells; 0: nothing (silent). */
 #define ALIVE 1
@@ -127,7 +127,7 @@
 #define COUNT_KEY(k) (1 + 4 * COUNT_OF(k))
 #define FULL_KEY(k) (2 + 4 * (k))
 #define ARRIVED_KEY(k) (3 + 4 * ARRIVED_OF(k))
-#define QUEUE 20
+#define QUEUE 30
 #define WROTE 5
 
 /* Properties, as bits of WATCH. */
@@ -174,7 +174,7 @@ typedef Process {
 	short queue[QUEUE];	/* what its clean-up has yet to delete, in order */
 	byte queued;		/* how many */
 	bit join_timeout;	/* has passed */
-	byte floor		/* the highest iteration in which its rank took part, where its record does not say so */
+	byte highest		/* for S5: the highest iteration in which a process of its rank took part */
 };
 
 #define HAS_WRITTEN(q, list_) \
@@ -193,7 +193,7 @@ bit woken[ITERATIONS + 1];
 int arrived[ITERATIONS + 1];
 #define LIST_THERE(epoch_) ((lists[(epoch_) >> 5] >> ((epoch_) & 31)) & 1)
 
-/* The environment. How many faults have happened follows from the budgets. */
+/* The environment. */
 byte pulse[LAST_MEMBER + 1];
 byte crashes = CRASHES;
 byte restarts = RESTARTS;
@@ -203,23 +203,29 @@ byte lost_replies = LOST_REPLIES;
 byte leaves = LEAVES;
 byte dead_marks = DEAD_MARKS;
 byte join_timeouts = JOIN_TIMEOUTS;
-#define FAULTS ((CRASHES - crashes) + (SUSPICIONS - suspicions) + (LEAVES - leaves) + (LOST_REPLIES - lost_replies))
+int leaked_keys;			/* of barriers: what may stay behind because a fault destroyed the intention to delete it; a bit for each */
+int leaked_lists[2 * (ITERATIONS + 1)];
 
 /* The ghost: what the properties have to remember. The protocol never reads it. */
 byte decided_;		/* the highest iteration that was ever decided */
 byte learned_;		/* the highest in which anyone took part */
 int arrivals;		/* who has arrived at the open barrier, and with which vote */
 byte promised;		/* the joiners that nobody may overlook */
+byte silent[LAST_MEMBER + 1]; /* for each member: of whom it was told, at its present look at the barrier, that it is silent, dead or gone */
 
 /* Scratch: set in a step before it is read there, and zeroed at its end. (Spin's own `hidden` does not go with its breadth-first
  * search.) */
 int v;		/* a reply; the record that is learned */
 int was;	/* the register before the step */
 byte list, was_list;
-byte i, m, n, r;
-byte known, votes, bad_votes, flag, size, continuing, stale, oldest, seen;
+short i; byte m, n, r;
+byte votes, bad_votes, flag, size, continuing, stale, oldest;
 bit there, any, all_ok;
-byte old_floor;
+byte old_queued;
+int late_record;
+int queue_keys, late_keys; /* before the step: the barrier keys that the process was to delete, and those that it may have written late */
+int queue_lists[2 * (ITERATIONS + 1)];
+int late_lists[2 * (ITERATIONS + 1)];
 int old_record;
 bit old_member;
 mtype old_at;
@@ -227,15 +233,92 @@ mtype old_at;
 inline zero_scratch() {
 	v = 0; was = 0; list = 0; was_list = 0;
 	i = 0; m = 0; n = 0; r = 0;
-	known = 0; votes = 0; bad_votes = 0; flag = 0; size = 0; continuing = 0; stale = 0; oldest = 0; seen = 0;
+	votes = 0; bad_votes = 0; flag = 0; size = 0; continuing = 0; stale = 0; oldest = 0;
 	there = 0; any = 0; all_ok = 0;
-	old_floor = 0; old_record = 0; old_member = 0; old_at = 0
+	old_queued = 0; late_record = 0; queue_keys = 0; late_keys = 0;
+	do
+	:: i < 2 * (ITERATIONS + 1) -> queue_lists[i] = 0; late_lists[i] = 0; i++
+	:: else -> break
+	od;
+	i = 0;
+	old_record = 0; old_member = 0; old_at = 0
 }
 
 /* --- The ghost --------------------------------------------------------------------------------------------------------- */
 
-#define SEEN_SO_FAR(floor_, member_, record_) \
-	((member_) && ITERATION(record_) > (floor_) -> ITERATION(record_) : (floor_))
+#define BARRIER_KEY_THERE(key) \
+	(((key) & 3) == 1 -> count[(key) >> 2] > 0 : (((key) & 3) == 2 -> woken[(key) >> 2] : ((key) & 3) == 3 && arrived[(key) >> 2] != 0))
+
+/* The keys that may stay behind should the process die in this step, or its queue be emptied: noted before it, by note_leak. */
+inline note_queued(key) {
+	if
+	:: key >= 64 -> queue_lists[key >> 5] = queue_lists[key >> 5] | (1 << (key & 31))
+	:: else -> queue_keys = queue_keys | (1 << key)
+	fi
+}
+
+inline note_leak() {
+	old_queued = my.queued;
+	i = 0;
+	do
+	:: i < my.queued -> note_queued(my.queue[i]); i++
+	:: else -> break
+	od;
+	i = 0;
+	late_record = my.record;
+	if
+	:: my.record != 0 ->
+		late_keys = (14 << (4 * K)) | (K > 0 -> 14 << (4 * (K - 1)) : 0);
+		do
+		:: i < WROTE && my.wrote[i] != 0 ->
+			v = EPOCH(K + 1, my.wrote[i]);
+			late_lists[v >> 5] = late_lists[v >> 5] | (1 << (v & 31));
+			v = 0;
+			i++
+		:: else -> break
+		od;
+		i = 0
+	:: else
+	fi
+}
+
+/* Those of them that are there. `everything`: what it may have written late, too. */
+inline leak(everything) {
+	i = 1;
+	do
+	:: i < 4 * (ITERATIONS + 1) ->
+		if
+		:: (((queue_keys | (everything -> late_keys : 0)) >> i) & 1) && BARRIER_KEY_THERE(i) -> leaked_keys = leaked_keys | (1 << i)
+		:: else
+		fi;
+		i++
+	:: else -> break
+	od;
+	i = 0;
+	do
+	:: i < 2 * (ITERATIONS + 1) ->
+		leaked_lists[i] = leaked_lists[i] | (lists[i] & (queue_lists[i] | (everything -> late_lists[i] : 0)));
+		i++
+	:: else -> break
+	od;
+	i = 0;
+	if
+	:: everything && late_record != 0 && ITERATION(counter) > ITERATION(late_record) && LIST_THERE(EPOCH_OF(late_record)) ->
+		/* it may have decided without knowing, and would have deleted the list that it replaced */
+		i = EPOCH_OF(late_record);
+		leaked_lists[i >> 5] = leaked_lists[i >> 5] | (1 << (i & 31));
+		i = 0
+	:: else
+	fi
+}
+
+/* After a step: what became of what the process was to delete? */
+inline follow_leak() {
+	if
+	:: old_queued > 0 && my.queued == 0 -> leak(0)
+	:: else
+	fi
+}
 
 /* The register goes from `was` to `counter`, by a proposal of mine. */
 inline observe_decision() {
@@ -250,6 +333,8 @@ inline observe_decision() {
 		if
 		:: LISTED(list, m) ->
 			HOLDS(S3, FLAGS(arrivals, m) != 0);
+			HOLDS(S7, FLAGS(arrivals, m) == 0 ||
+				(HOLDS_IN(list, RANK(m)) || EPOCH_OF(counter) == EPOCH_OF(was)) == (FLAG(arrivals, m) != J));
 			HOLDS(S6, !NEWER_LISTED(was_list, m));
 			if
 			:: LISTED(was_list, m) && FLAGS(arrivals, m) != 0 ->
@@ -258,7 +343,7 @@ inline observe_decision() {
 			:: else
 			fi
 		:: else ->
-			HOLDS(S3, !LISTED(was_list, m) || NEWER_LISTED(list, m) || (my.suspected & BIT(m)) || pulse[m] != ALIVE);
+			HOLDS(S3, !LISTED(was_list, m) || NEWER_LISTED(list, m) || (silent[my.me] & BIT(m)));
 			HOLDS(L2, !(promised & BIT(m)) || NEWER_LISTED(list, m))
 		fi;
 		m++
@@ -266,10 +351,15 @@ inline observe_decision() {
 	od;
 	HOLDS(S3, ITERATION(was) > 0 || LENGTH(list) == RANKS || my.join_timeout);
 	HOLDS(S3, LENGTH(list) >= MIN_RANKS);
-	HOLDS(S8, !(counter & 16) || (votes > 0 && bad_votes == 0));
+	HOLDS(S8, ((counter & 16) != 0) == (votes > 0 && bad_votes == 0));
 	decided_ = (ITERATION(counter) > decided_ -> ITERATION(counter) : decided_);
 	arrivals = 0;
-	promised = 0
+	promised = 0;
+	m = FIRST_MEMBER;
+	do
+	:: m <= LAST_MEMBER -> silent[m] = 0; m++
+	:: else -> break
+	od
 }
 
 /* What a step means for the ghost, once the process has become what it becomes. */
@@ -278,9 +368,8 @@ inline observe_entry() {
 	:: my.record != 0 && old_record != 0 ->
 		if
 		:: my.member && !(old_member && SAME(my.record, old_record)) ->
-			seen = SEEN_SO_FAR(old_floor, old_member, old_record);
 			learned_ = (K > learned_ -> K : learned_);
-			HOLDS(S5, K > seen)
+			HOLDS(S5, K > my.highest)
 		:: else ->
 			if
 			:: my.at == await_full && old_at != await_full && !my.member && !(my.record & ATTENTION) ->
@@ -289,12 +378,14 @@ inline observe_entry() {
 			fi
 		fi
 	:: else
-	fi
+	fi;
+	my.highest = (my.member && my.record != 0 && K > my.highest -> K : my.highest)
 }
 
 /* --- The properties of a state ------------------------------------------------------------------------------------------- */
 
 #define RUNS(q) (q.at != done && q.at != stopped && q.at != left && q.at != down)
+#define LIVES(q) (q.at != stopped && q.at != left && q.at != down)
 
 inline in_a_queue(key) {
 	any = 0;
@@ -302,7 +393,7 @@ inline in_a_queue(key) {
 	do
 	:: r < RANKS ->
 		if
-		:: RUNS(p[r]) ->
+		:: LIVES(p[r]) ->
 			i = 0;
 			do
 			:: i < p[r].queued -> any = any || p[r].queue[i] == key; i++
@@ -317,37 +408,33 @@ inline in_a_queue(key) {
 
 /* Somebody still needs the list: the register or a record names it, or the process wrote it at this barrier. */
 #define NEEDS_LIST(q, epoch_) \
-	(RUNS(q) && ((q.record != 0 && EPOCH_OF(q.record) == (epoch_)) || \
+	(LIVES(q) && ((q.record != 0 && EPOCH_OF(q.record) == (epoch_)) || \
 	 (SINCE(epoch_) == ITERATION(q.record) + 1 && HAS_WRITTEN(q, LIST(epoch_)))))
 #define STALE_LIST(epoch_) \
 	(LIST_THERE(epoch_) && !(counter != 0 && EPOCH_OF(counter) == (epoch_)) && !NEEDS_LIST(p[0], epoch_) && !NEEDS_LIST(p[1], epoch_))
-#define BARRIER_KEY_THERE(key) \
-	(((key) & 3) == 1 -> count[(key) >> 2] > 0 : (((key) & 3) == 2 -> woken[(key) >> 2] : ((key) & 3) == 3 && arrived[(key) >> 2] != 0))
 
 /* L3: a key stays behind only while somebody has yet to delete it, or because a fault destroyed the intention to. The barriers
  * from the one before the oldest that a live process knows are still to be cleaned by somebody. */
 inline check_bounded_store() {
-	if
-	:: p[0].at != done && p[1].at != done ->
-		stale = 0;
-		oldest = ITERATION(counter);
-		oldest = (RUNS(p[0]) && p[0].record != 0 && ITERATION(p[0].record) < oldest -> ITERATION(p[0].record) : oldest);
-		oldest = (RUNS(p[1]) && p[1].record != 0 && ITERATION(p[1].record) < oldest -> ITERATION(p[1].record) : oldest);
-		v = 1;
-		do
-		:: v < 64 && (v >> 2) + 1 >= oldest -> v = 64
-		:: v >= 64 && v < 64 * (ITERATIONS + 1) && lists[v >> 5] == 0 -> v = v + 32 /* none in this word */
-		:: v >= 64 * (ITERATIONS + 1) -> break
-		:: else ->
-			if
-			:: (v < 64 -> BARRIER_KEY_THERE(v) : STALE_LIST(v)) -> in_a_queue(v); stale = stale + !any
-			:: else
-			fi;
-			v++
-		od;
-		HOLDS(L3, stale <= 5 * FAULTS)
-	:: else
-	fi
+	stale = 0;
+	oldest = ITERATION(counter);
+	oldest = (LIVES(p[0]) && p[0].record != 0 && ITERATION(p[0].record) < oldest -> ITERATION(p[0].record) : oldest);
+	oldest = (LIVES(p[1]) && p[1].record != 0 && ITERATION(p[1].record) < oldest -> ITERATION(p[1].record) : oldest);
+	v = 1;
+	do
+	:: v < 64 && (v >> 2) + 1 >= oldest -> v = 64
+	:: v >= 64 && v < 64 * (ITERATIONS + 1) && lists[v >> 5] == 0 -> v = v + 32 /* none in this word */
+	:: v >= 64 * (ITERATIONS + 1) -> break
+	:: else ->
+		if
+		:: (v < 64 -> BARRIER_KEY_THERE(v) && !((leaked_keys >> v) & 1) : STALE_LIST(v) && !((leaked_lists[v >> 5] >> (v & 31)) & 1)) ->
+			in_a_queue(v);
+			stale = stale + !any
+		:: else
+		fi;
+		v++
+	od;
+	HOLDS(L3, stale == 0)
 }
 
 #define TAKES_PART(q) (q.member && q.record != 0)
@@ -360,7 +447,8 @@ inline check_participant(whose) {
 	:: TAKES_PART(p[whose]) ->
 		HOLDS(S1, counter == 0 || ITERATION(counter) != ITERATION(p[whose].record) || SAME(p[whose].record, counter));
 		HOLDS(S4, LISTED(p[whose].members, p[whose].me) && LISTED(LIST(EPOCH_OF(p[whose].record)), p[whose].me));
-		HOLDS(S7, (p[whose].at != arrive && p[whose].at != wake && p[whose].at != done) || !TAKEN_TO_HOLD(p[whose]) || p[whose].holds)
+		HOLDS(S7, (p[whose].at != arrive && p[whose].at != wake && p[whose].at != done) ||
+			!LISTED(LIST(EPOCH_OF(p[whose].record)), p[whose].me) || TAKEN_TO_HOLD(p[whose]) == p[whose].holds)
 	:: else
 	fi
 }
@@ -384,7 +472,7 @@ inline before() {
 	old_at = my.at;
 	old_record = my.record;
 	old_member = my.member;
-	old_floor = my.floor
+	note_leak()
 }
 
 inline lose_message() {
@@ -395,6 +483,7 @@ inline lose_message() {
 }
 
 inline after() {
+	follow_leak();
 	observe_entry();
 	check()
 }
@@ -475,22 +564,20 @@ inline end(how) {
 	empty_queue();
 	my.record = 0;
 	my.join_timeout = 0;
-	my.floor = 0;
 	my.at = how
 }
 
-/* `known` is how many keys were queued before this round of garbage. */
 inline enqueue(key) {
 #ifdef WITHOUT_clean_up
 	skip;
 #else
 	i = 0;
 	do
-	:: i < known && my.queue[i] != key -> i++
+	:: i < my.queued && my.queue[i] != key -> i++
 	:: else -> break
 	od;
 	if
-	:: i < known
+	:: i < my.queued
 	:: else -> my.queue[my.queued] = key; my.queued++
 	fi;
 #endif
@@ -526,9 +613,30 @@ inline remember_list(list_) {
 	my.wrote[n] = list_
 }
 
+/* The model's last iteration has been decided: this process has seen enough. What it would clean up from here on stays to be done. */
+inline finish() {
+	n = 0;
+	do
+	:: n < WROTE && my.wrote[n] != 0 -> enqueue(EPOCH(K + 1, my.wrote[n])); n++
+	:: else -> break
+	od;
+	if
+	:: my.record != 0 ->
+		if
+		:: K > 0 -> enqueue_barrier(K - 1)
+		:: else
+		fi;
+		enqueue_barrier(K)
+	:: else
+	fi;
+	forget_barrier();
+	my.record = 0;
+	my.join_timeout = 0;
+	my.at = done
+}
+
 /* 20. Take part in the iteration of `v`, whose list is `list`. */
 inline decided() {
-	known = my.queued;
 	enqueue_in_vain();
 	if
 	:: WINNER(v) == my.me ->
@@ -554,14 +662,13 @@ inline decided() {
 	my.members = list;
 	my.member = 1;
 	my.join_timeout = 0;
-	my.floor = 0;
 	my.at = (WINNER(v) == my.me -> wake : (ITERATION(v) < ITERATIONS -> arrive : done))
 }
 
 /* Start joining at `v`, whose list is read first unless it is known (`there`: it is in `list`). */
 inline join_at() {
 	if
-	:: ITERATION(v) >= ITERATIONS -> end(done)
+	:: ITERATION(v) >= ITERATIONS -> finish()
 	:: else ->
 #ifdef WITHOUT_drop_state
 		flag = (my.holds -> F : J);
@@ -571,7 +678,6 @@ inline join_at() {
 		forget_barrier();
 		my.record = v;
 		my.flag = flag;
-		my.floor = (my.floor > ITERATION(v) -> my.floor : 0);
 		if
 		:: ITERATION(v) > 0 && !there -> my.mode = JOIN; my.at = read_members
 		:: else -> list = (ITERATION(v) > 0 -> list : 0); join()
@@ -588,24 +694,23 @@ inline join() {
 
 /* 20. Drop the model state, and join at `v`. */
 inline left_out() {
+	assert(ITERATION(v) > K);
+	enqueue_in_vain();
 	if
-	:: ITERATION(v) >= ITERATIONS -> end(done)
-	:: else ->
-		known = my.queued;
-		assert(ITERATION(v) > K);
-		enqueue_in_vain();
+	:: K > 0 -> enqueue_barrier(K - 1)
+	:: else
+	fi;
+	if
+	:: ITERATION(v) >= K + 2 ->
+		enqueue_barrier(K);
 		if
-		:: K > 0 -> enqueue_barrier(K - 1)
+		:: EPOCH_OF(v) != EPOCH_OF(my.record) && K > 0 -> enqueue(EPOCH_OF(my.record)) /* perhaps I replaced it, and the reply was lost */
 		:: else
-		fi;
-		if
-		:: ITERATION(v) >= K + 2 -> enqueue_barrier(K)
-		:: else
-		fi;
-		my.floor = SEEN_SO_FAR(my.floor, my.member, my.record);
-		there = 1;
-		join_at()
-	fi
+		fi
+	:: else
+	fi;
+	there = 1;
+	join_at()
 }
 
 /* 20. The list of `v` is at hand, in `list`: am I in it? */
@@ -764,6 +869,7 @@ inline close() {
 
 /* 14. Who has signed? */
 inline look_at_signatures() {
+	silent[my.me] = 0;
 	v = arrived[ARRIVED_OF(K)];
 	any = 0;
 	n = 0;
@@ -812,7 +918,7 @@ inline hear(whose, mistaken) {
 	my.unheard = my.unheard & ~n;
 	if
 	:: !mistaken && (pulse[m] == ALIVE || pulse[m] == FADING) -> my.beating = 1
-	:: else
+	:: else -> silent[my.me] = silent[my.me] | n
 	fi;
 	my.suspected = (my.beating -> 0 : my.suspected | n);
 	my.signatures = (my.beating -> 0 : my.signatures);
@@ -1036,11 +1142,14 @@ active [RANKS] proctype rank() {
 		my.queued--;
 		my.queue[my.queued] = 0;
 		if
-		:: v >= 64 -> lists[v >> 5] = lists[v >> 5] & ~(1 << (v & 31))
+		:: v >= 64 ->
+			lists[v >> 5] = lists[v >> 5] & ~(1 << (v & 31));
+			leaked_lists[v >> 5] = leaked_lists[v >> 5] & ~(1 << (v & 31))
 		:: v < 64 && (v & 3) == 1 -> count[v >> 2] = 0
 		:: v < 64 && (v & 3) == 2 -> woken[v >> 2] = 0
 		:: v < 64 && (v & 3) == 3 -> arrived[v >> 2] = 0
 		fi;
+		leaked_keys = (v < 64 -> leaked_keys & ~(1 << v) : leaked_keys);
 		after() }
 
 	/* 22. What does the register say now? Without a store loss it has my record, or a newer one. */
@@ -1084,19 +1193,21 @@ active [RANKS] proctype rank() {
 		:: my.me != 0 -> pulse[my.me] = FADING
 		:: else
 		fi;
-		n = SEEN_SO_FAR(my.floor, my.member, my.record);
+		note_leak();
+		leak(1);
 		end(down);
 		my.broken = 0;
 		my.me = 0;
-		my.floor = n;
 		check() }
-	:: d_step { my.at == down && restarts > 0 -> /* restart; its floor goes over to the new process */
+	:: d_step { my.at == down && restarts > 0 -> /* restart */
 		restarts--;
 		my.at = take_incarnation;
 		check() }
-	:: d_step { my.at == arrive && leaves > 0 -> /* leave */
+	:: d_step { my.at == arrive && my.queued == 0 && leaves > 0 -> /* leave, once everything is cleaned up */
 		leaves--;
 		pulse[my.me] = LEFT;
+		note_leak();
+		leak(1);
 		end(left);
 		check() }
 	:: d_step { RUNS(my) && my.record != 0 && K == 0 && !my.join_timeout && join_timeouts > 0 ->

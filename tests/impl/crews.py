@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -42,6 +43,13 @@ def in_threads(size: int, body: Callable[[int], object]) -> list[object]:
     if errors:
         raise errors[0]
     return results
+
+
+def stopped(pid: int) -> None:
+    """Stop a process, and wait until it has: SIGSTOP takes its time."""
+    os.kill(pid, signal.SIGSTOP)
+    while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
+        time.sleep(0.01)
 
 
 def crew_of(address: str, rank: int, size: int, **options: Any) -> Crew:

@@ -81,6 +81,10 @@ def test_without_click_the_extra_is_named() -> None:
             ["run", "--ranks", "2", "--store", "nonsense", "{this}"],
             "Error: 'nonsense' is not the address of a store: it has the form",
         ),
+        (
+            ["run", "--ranks", "2", "--first-rank", "2", "--world-size", "3", "{this}"],
+            "Error: world_size is 3: ranks 2 to 3 need at least 4",
+        ),
         (["run", "--ranks", "0", "{this}"], "0 is not in the range x>=1"),
         (["run", "--ranks", "2", "--host", "192.0.2.1", "{this}"], "Error: 192.0.2.1 is not an address of this machine"),
         (["run", "--ranks", "2"], "Missing argument 'SCRIPT'"),

@@ -1,6 +1,7 @@
 """The library on a real TCPStore server process: what a training script sees."""
 
 import threading
+import time
 from collections import Counter
 from collections.abc import Iterator
 from datetime import timedelta
@@ -10,8 +11,9 @@ import pytest
 import torch.distributed as dist
 
 import coxless
-from coxless import keys
+from coxless import fault, keys
 from coxless.server import StoreServer, start_server
+from coxless_traces import mapping
 
 from .crews import QUICK, crew_of, in_threads
 
@@ -120,6 +122,48 @@ def test_twenty_thousand_iterations_leave_few_keys(address: str) -> None:
     assert in_threads(2, body) == [20_000, 20_000]
     left = sorted(coxless.connect(address).list_keys())
     assert len(left) <= 12, left
+
+
+@pytest.mark.parametrize("kind", ["tcp", "prefix", "hash"])
+def test_restarts_leave_few_keys(address: str, kind: str) -> None:
+    """Rank 1 dies and is started again, over and over; each of its processes had a heartbeat. Some die before they take part."""
+    store: dist.Store = dist.HashStore() if kind == "hash" else coxless.connect(address)
+    store = dist.PrefixStore("run7", store) if kind == "prefix" else store
+    options: dict[str, Any] = {**QUICK, "heartbeat_timeout": timedelta(minutes=5), "patience": timedelta(milliseconds=20)}
+    over = threading.Event()
+
+    def heartbeats() -> list[str]:
+        return [key for key in store.list_keys() if "heartbeat_" in key]
+
+    def body(rank: int) -> None:
+        if rank == 0:
+            with coxless.join(store, rank=0, world_size=2, **options) as crew:
+                for iteration in crew.iterations():
+                    time.sleep(0.005)
+                    if over.is_set() and iteration.world_size == 1:
+                        return
+        for life in range(24):
+            crew = coxless.join(store, rank=1, world_size=2, **options)
+            if life % 3 == 2:
+                crew._announce(
+                    crew._state.me._replace(rank=1, number=crew._driver.connection.add(keys.incarnation(1), 1), nonce="a")
+                )
+            else:
+                crew.advance()
+                crew.advance()
+            crew._housekeeper._stop.set()  # dead: no beat any more, and no word of leaving
+            crew._housekeeper._wake.set()
+            crew._housekeeper._thread.join(10)
+        last = coxless.join(store, rank=1, world_size=2, **options)
+        last.advance()
+        deadline = time.monotonic() + 30
+        while len(heartbeats()) > 3:
+            assert time.monotonic() < deadline, heartbeats()
+            last.advance()
+        over.set()
+        last.leave()
+
+    in_threads(2, body)
 
 
 def test_the_world_grows_by_ranks_that_join_later(address: str) -> None:
@@ -253,6 +297,31 @@ def test_bad_arguments_are_named(options: dict[str, Any], message: str) -> None:
         coxless.join(dist.HashStore(), **arguments)
 
 
+def test_a_heartbeat_timeout_that_an_advance_does_not_live_to_see_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """No error: a supervisor's mark makes a heartbeat timeout of any length sensible, and an advance can be repeated."""
+    coxless.join(dist.HashStore(), rank=0, world_size=1)
+    coxless.join(dist.HashStore(), rank=0, world_size=1, timeout=timedelta(minutes=1))
+    assert caplog.text == "", "the defaults are in order"
+    timing: dict[str, Any] = {**QUICK, "timeout": timedelta(minutes=1), "heartbeat_timeout": timedelta(minutes=1)}
+    coxless.join(dist.HashStore(), rank=0, world_size=1, **timing)
+    assert "heartbeat_timeout (0:01:00) is not shorter than timeout (0:01:00)" in caplog.text
+
+
+def test_founding_without_the_absent_may_take_several_calls(address: str) -> None:
+    """The join timeout counts on over calls that gave up."""
+    timing = {"timeout": timedelta(seconds=0.8), "join_timeout": timedelta(seconds=2), "patience": timedelta(seconds=0.1)}
+    with crew_of(address, 0, 2, **timing) as crew:
+        gave_up: list[str] = []
+        while True:
+            try:
+                assert crew.advance().world_size == 1
+                break
+            except coxless.IterationTimeoutError as error:
+                gave_up.append(str(error))
+    assert gave_up
+    assert gave_up[0] == "founding: gave up waiting for rank 1 (never joined); after a join_timeout of 2 s it goes on with 1"
+
+
 def test_a_number_of_seconds_is_not_a_duration() -> None:
     with pytest.raises(TypeError, match=r"timeout must be a datetime.timedelta, not 30"):
         coxless.join(dist.HashStore(), rank=0, world_size=1, timeout=30)  # type: ignore[arg-type]
@@ -272,6 +341,35 @@ def test_a_vote_that_contradicts_itself_is_refused(address: str) -> None:
         crew.advance()
         with pytest.raises(ValueError, match="ok=True with holds=False"):
             crew.vote(ok=True, holds=False)
+
+
+@pytest.mark.parametrize("text", ["arive@40", "arrive", "arrive@x", "@4", "arrive@"])
+def test_a_fault_that_would_never_strike_is_refused(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COXLESS_FAULT", text)
+    with pytest.raises(
+        ValueError, match=r"expected STEP@ITERATION, such as arrive@40 .* with a step of take_incarnation, .*, won$"
+    ):
+        coxless.join(dist.HashStore(), rank=0, world_size=1)
+
+
+def test_a_fault_announces_itself(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("COXLESS_FAULT", "won@1000")
+    coxless.join(dist.HashStore(), rank=0, world_size=1)
+    assert "COXLESS_FAULT=won@1000: this process is going to kill itself there" in caplog.text
+
+
+def test_a_fault_may_strike_at_every_step_of_the_protocol_that_has_a_reply() -> None:
+    steps = {row.step for row in mapping.STEPS}
+    assert set(fault.STEPS) == steps - {"await_barrier", "clean_up"} | {"won"}  # the end of arrive; another thread
+
+
+def test_a_supervisor_that_cannot_be_told_who_this_is_is_no_reason_to_end(
+    address: str, tmp_path: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("COXLESS_MEMBER_FILE", str(tmp_path / "gone" / "rank0.members"))
+    with crew_of(address, 0, 1) as crew:
+        assert crew.advance().number == 1
+        assert f"the supervisor cannot be told that this process is {crew.member}" in caplog.text
 
 
 # --- deadlines
@@ -312,12 +410,53 @@ def test_an_advance_that_timed_out_can_be_repeated(address: str) -> None:
     assert in_threads(2, body) == [2, 2]
 
 
+def test_iterations_that_timed_out_are_taken_up_where_they_stopped(address: str) -> None:
+    """The vote was given: the iteration is not yielded a second time, with a vote that would count for nothing."""
+    timed_out = threading.Event()
+
+    def body(rank: int) -> list[tuple[int, bool]]:
+        seen = []
+        with crew_of(address, rank, 2, timeout=timedelta(seconds=20 if rank else 1)) as crew:
+            while True:
+                try:
+                    for iteration in crew.iterations(until=4):
+                        seen.append((iteration.number, iteration.committed))
+                        if iteration.number == 2:
+                            assert not rank or timed_out.wait(60)
+                            crew.vote(rank == 1, holds=True)
+                    return seen
+                except coxless.IterationTimeoutError:
+                    timed_out.set()
+
+    wanted = [(1, False), (2, True), (3, False), (4, True)]
+    assert in_threads(2, body) == [wanted, wanted]
+
+
+def test_an_iteration_that_was_not_voted_on_is_yielded_again(address: str) -> None:
+    with crew_of(address, 0, 1) as crew:
+        assert [next(crew.iterations()).number for _ in range(2)] == [1, 1]
+        assert [iteration.number for iteration in crew.iterations(until=3)] == [1, 2, 3]
+
+
 def test_a_foreign_register_is_one_error_on_every_call(address: str) -> None:
     coxless.connect(address).set(keys.REGISTER, "7")
     with crew_of(address, 0, 1) as crew:
         for _ in range(2):
             with pytest.raises(coxless.CorruptStoreError, match=r"'global_iteration_counter' holds '7'"):
                 crew.advance()
+
+
+@pytest.mark.parametrize("value", ["abc", "12abc", "-1", ""])
+@pytest.mark.parametrize("kind", ["tcp", "hash"])
+def test_a_foreign_count_of_incarnations_is_an_error_at_once(address: str, value: str, kind: str) -> None:
+    """A server would hang up on the first, and count on from 12 at the second."""
+    store = coxless.connect(address) if kind == "tcp" else dist.HashStore()
+    store.set(keys.incarnation(0), value)
+    with coxless.join(store, rank=0, world_size=1, timeout=timedelta(minutes=3)) as crew:
+        for _ in range(2):
+            with pytest.raises(coxless.CorruptStoreError, match=rf"'rank_0_incarnation' holds '{value}', which is not a count"):
+                crew.advance()
+    assert store.get(keys.incarnation(0)).decode() == value
 
 
 def test_bytes_that_are_no_text_are_an_error_too(address: str) -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -117,3 +120,51 @@ def test_the_script_runs_under_coxless_run(tmp_path: Path) -> None:
     said = [line.partition("] ")[2] for line in done.stdout.splitlines() if "test images" in line]
     assert len(said) == 2
     assert len(set(said)) == 1, said
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@pytest.mark.processes
+def test_the_script_runs_under_torchrun_and_torch_says_nothing(tmp_path: Path) -> None:
+    """The line of the README. One rank comes late, so that the other waits in the store until its patience runs out, many times."""
+    late = tmp_path / "late.py"
+    late.write_text(
+        "import os, runpy, sys, time\n"
+        "time.sleep(1.5 * int(os.environ['RANK']))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n"
+    )
+    readme = (ROOT / "README.md").read_text()
+    (line,) = (line for line in readme.splitlines() if " torchrun " in line)
+    variables = dict(shlex.split(word)[0].split("=", 1) for word in re.findall(r"([A-Z_]+=(?:'[^']*'|\S+)) ", line))
+    assert "TORCH_CPP_LOG_LEVEL" in variables
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TORCH", "COXLESS", "RES_"))}
+    environment |= {**variables, "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1"]
+    command += ["--master-port", str(free_port()), str(late), "examples/digits/train.py", "--steps", "40"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [line for line in done.stdout.splitlines() if "test images" in line]
+    assert len(said) == 2
+    assert len(set(said)) == 1, said
+    assert "c10d" not in done.stderr, done.stderr
+    assert "frame #" not in done.stderr, done.stderr
+
+
+WATCH = (
+    "lambda name, *rest: print('torch is imported with', __import__('os').environ.get('TORCH_CPP_LOG_LEVEL'))"
+    " if name == 'torch' else None"
+)
+
+
+def test_the_script_imports_coxless_before_torch_so_that_it_is_quiet_without_any_variable() -> None:
+    code = "import os, sys, examples.digits.train; print(os.environ['TORCH_CPP_LOG_LEVEL'])"
+    code = f"import sys; sys.meta_path.insert(0, type('Watch', (), {{'find_spec': staticmethod({WATCH})}})); {code}"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("TORCH", "RES_"))}
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout == "torch is imported with ERROR\nERROR\n", done.stdout + done.stderr

@@ -13,10 +13,13 @@ from pathlib import Path
 import pytest
 from torch.distributed import FileStore, HashStore, PrefixStore, Store, TCPStore
 
+import coxless
 from coxless.binding import AddressError
 from coxless.errors import StoreUnreachableError, UnfitStoreError
 from coxless.server import StoreServer, start_server
 from coxless.store import connect, embedded_store, parse_address, refuse_unfit, store_from_env
+
+from .crews import QUICK, crew_of, in_threads, stopped
 
 SOON = timedelta(seconds=0.5)
 
@@ -96,7 +99,7 @@ def test_another_kind_of_server_is_told_apart() -> None:
 def test_a_stopped_server_is_an_error_in_bounded_time() -> None:
     """TCPStore's own timeout would not come back before the server does."""
     with start_server() as server:
-        os.kill(server.pid, signal.SIGSTOP)
+        stopped(server.pid)
         try:
             with pytest.raises(StoreUnreachableError, match=f"listens at {server.address} but does not answer as a store"):
                 connect(server.address, timeout=SOON)
@@ -133,6 +136,45 @@ def test_an_embedded_store_ends_with_rank_0(free_port: int) -> None:
         rank_0.wait()
         with pytest.raises(RuntimeError):
             guest.check(["k"])
+
+
+@pytest.mark.processes
+def test_rank_0_does_not_take_an_embedded_store_away_from_those_who_are_not_done(free_port: int) -> None:
+    code = (
+        "import os, time, coxless\n"
+        "with coxless.join_from_env() as crew:\n"
+        "    for iteration in crew.iterations(until=5): pass\n"
+        "    if crew.rank == 1: time.sleep(2); print(crew.get_global_iteration(), flush=True)\n"
+    )
+    usual = {name: value for name, value in os.environ.items() if name != "COXLESS_STORE"}
+    usual |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port), "WORLD_SIZE": "2"}
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code], env={**usual, "RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in range(2)
+    ]
+    try:
+        assert [rank.communicate(timeout=60)[0] for rank in ranks] == ["", "6\n"]
+        assert [rank.returncode for rank in ranks] == [0, 0]
+    finally:
+        for rank in ranks:
+            rank.kill()
+
+
+def test_rank_0_waits_for_the_others_only_so_long(
+    free_port: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("coxless.crew.LAST_OUT_PATIENCE", 0.3)
+    store = embedded_store(0, "127.0.0.1", free_port)
+    left = threading.Event()
+
+    def body(rank: int) -> None:
+        with crew_of(f"127.0.0.1:{free_port}", 1, 2) if rank else coxless.join(store, rank=0, world_size=2, **QUICK) as crew:
+            crew.advance()
+            assert rank == 0 or left.wait(60)
+        left.set()
+
+    in_threads(2, body)
+    assert "rank 0 runs the store in its own process: it is gone with it for ranks 1" in caplog.text
 
 
 def test_an_embedded_store_cannot_be_at_an_address_of_another_machine() -> None:
@@ -211,3 +253,17 @@ def test_an_unknown_store_is_refused() -> None:
 
     with pytest.raises(UnfitStoreError, match="Own is not known to wake its waiters"):
         refuse_unfit(Own())
+
+
+# -- how many clients
+
+
+def test_a_rank_makes_three_clients(server: StoreServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one that is given, the training thread's, the heartbeat's. Each looks up a host name when it is made, which may take a second."""
+    made: list[str] = []
+    clone, init = Store.clone, TCPStore.__init__
+    monkeypatch.setattr(TCPStore, "clone", lambda self: (made.append("clone"), clone(self))[1], raising=False)
+    monkeypatch.setattr(TCPStore, "__init__", lambda self, *a, **k: (made.append("new"), init(self, *a, **k))[1])
+    with crew_of(server.address, 0, 1) as crew:
+        crew.advance()
+    assert sorted(made) == ["clone", "clone", "new"]

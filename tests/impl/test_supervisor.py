@@ -177,6 +177,8 @@ def test_the_environment_is_that_of_torchrun() -> None:
         ({"ranks": 0}, "ranks is 0: at least one is needed"),
         ({"first_rank": -1}, "first_rank is -1"),
         ({"store": "nonsense"}, "'nonsense' is not the address of a store"),
+        ({"world_size": 2}, "world_size is 2: ranks 0 to 2 need at least 3"),
+        ({"first_rank": 2, "world_size": 4}, "world_size is 4: ranks 2 to 4 need at least 5"),
     ],
 )
 def test_bad_numbers(server: StoreServer, options: dict[str, Any], message: str) -> None:
@@ -256,6 +258,28 @@ def test_a_token_cut_short_is_not_marked(server: StoreServer) -> None:
     code = "open(os.environ['COXLESS_MEMBER_FILE'], 'w').write('6.1-aa\\n6.2-b'); sys.exit(1)"
     assert supervise(watch, code, server, ranks=1, restart=never).run() == 1
     eventually(lambda: heartbeats(server, ["6.1-aa", "6.2-b"]) == [b"dead", b"?probe?"])
+
+
+def test_a_rank_that_ends_well_without_leaving_the_crew_is_marked_dead_and_one_that_left_is_not(server: StoreServer) -> None:
+    watch = Watch()
+    connect(server.address).set("heartbeat_8.1-aa", "left")
+    code = "open(os.environ['COXLESS_MEMBER_FILE'], 'w').write('8.1-aa\\n8.2-bb\\n')"
+    assert supervise(watch, code, server, ranks=1).run() == 0
+    eventually(lambda: heartbeats(server, ["8.2-bb"]) == [b"dead"])
+    assert heartbeats(server, ["8.1-aa"]) == [b"left"]
+    assert [event.detail for event in watch.events if event.kind is Kind.MARKED_DEAD] in (
+        [],
+        ["8.2-bb"],
+    )  # the run may be over before
+
+
+def test_a_second_mark_does_not_bring_back_a_heartbeat_that_was_deleted(server: StoreServer) -> None:
+    store = connect(server.address)
+    assert mark_dead(store, ["9.1-aa", "9.2-bb"]) == ("9.1-aa", "9.2-bb")
+    store.delete_key("heartbeat_9.1-aa")
+    store.set("heartbeat_9.2-bb", "17 42 0.000")
+    assert mark_dead(store, ["9.1-aa", "9.2-bb"], again=True) == ("9.2-bb",)
+    assert heartbeats(server, ["9.1-aa", "9.2-bb"]) == [b"?probe?", b"dead"]
 
 
 # -- output
@@ -365,11 +389,29 @@ def test_the_command_ends_everything_on_a_signal(number: signal.Signals, code: i
     assert all(gone(pid) for pid in pids)
 
 
+def test_nothing_is_left_of_a_run_in_the_temporary_folder(
+    server: StoreServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    watch = Watch()
+    with supervise(watch, MEMBER + FOREVER, server) as supervisor:
+        watch.until(supervisor, watch.seen("here", 3))
+        supervisor.kill(1)
+        watch.until(supervisor, watch.seen("here", 4))
+        (folder,) = tmp_path.iterdir()
+        assert len(list(folder.iterdir())) == 3
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_when_the_supervisor_is_killed_its_ranks_and_its_store_die(tmp_path: Path) -> None:
+    """What is left is one folder, empty but for who the ranks have been."""
+    temporary = tmp_path / "tmp"
+    temporary.mkdir()
     program = tmp_path / "train.py"
     program.write_text("import os, threading\nprint('pid', os.getpid(), os.environ['COXLESS_STORE'])\nthreading.Event().wait()\n")
     command = [sys.executable, "-m", "coxless", "run", "--ranks", "2", str(program)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+    environment = {**os.environ, "TMPDIR": str(temporary)}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment) as process:
         assert process.stdout is not None
         words = [process.stdout.readline().split() for _ in range(2)]
         connection = socket.create_connection(parse_address(words[0][-1]))
@@ -378,6 +420,7 @@ def test_when_the_supervisor_is_killed_its_ranks_and_its_store_die(tmp_path: Pat
     with connection:
         connection.settimeout(PATIENCE)
         assert connection.recv(1) == b""
+    assert [path.name.startswith("coxless-run-") for path in temporary.iterdir()] == [True]
 
 
 def test_a_rank_has_the_signals_of_any_program(server: StoreServer) -> None:

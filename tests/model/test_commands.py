@@ -77,6 +77,9 @@ def test_every_fair_run() -> None:
         (("drawn", "--lost-replies", "1"), "the drawn protocol knows no budget for lost_replies"),
         (("drawn", "--property", "S9"), "drawn has no property S9"),
         (("--ranks", "none"), "'none' is not a valid integer range"),
+        (("drawn", "--lag", "3"), "the drawn protocol knows no lag; it knows ranks, iterations"),
+        (("two-phase-commit", "--lag", "3"), "the two-phase-commit protocol knows no lag"),
+        (("hardened", "--ranks", "2", "--min-ranks", "3"), "min_ranks (3) must be at most the number of ranks (2)"),
     ],
 )
 def test_a_mistake_is_explained_and_exits_with_2(arguments: tuple[str, ...], message: str) -> None:
@@ -91,6 +94,26 @@ def test_json_can_be_read() -> None:
     found = json.loads(result.stdout)
     assert (found["verdict"], found["exit_code"], found["counterexamples"][0]["length"]) == ("violated", 1, 12)
     assert found["counterexamples"][0]["trace"][1]["action"]["name"] == "send_heartbeat"
+
+
+def test_json_has_one_verdict_and_it_is_that_of_the_exit_code() -> None:
+    found = json.loads(run_check("suspicion", "--json").stdout)
+    assert (found["verdict"], found["safety"], found["exit_code"]) == ("violated", "holds", 1)
+
+
+def test_an_action_that_was_never_taken_is_a_warning() -> None:
+    alone = ("hardened", "--ranks", "1", "--suspicions", "1")  # there is nobody to suspect
+    result = run_check(*alone)
+    assert result.exit_code == 0
+    assert "warning: never taken within these bounds: read_members" in result.output
+    assert json.loads(run_check(*alone, "--json").stdout)["never_taken"] == ["read_members"]
+    everything = run_check("hardened", "--crashes", "1", "--restarts", "1", "--lost-replies", "1")
+    assert "never taken" not in everything.output
+
+
+def test_nobody_has_to_found_the_job_with_fewer_than_may_go_on() -> None:
+    result = run_check("hardened", "--min-ranks", "2", "--crashes", "1")
+    assert (result.exit_code, "never reached" in result.output) == (0, False)
 
 
 def test_a_mutant_is_checked_within_its_own_bounds() -> None:
@@ -135,6 +158,23 @@ def test_random_scenarios_have_the_fault_and_replay(kind: str, tmp_path: Path) -
     first = path.read_bytes()
     run_trace("--kind", kind, "--ranks", "2", "--length", "50", "--seed", "3", "--output", str(tmp_path))
     assert path.read_bytes() == first
+
+
+def test_scenarios_may_have_several_faults(tmp_path: Path) -> None:
+    result = run_trace("--kind", "crash", "--kind", "failed_vote", "--length", "80", "--output", str(tmp_path))
+    assert result.exit_code == 0
+    (path,) = tmp_path.glob("crash-failed_vote-*.itf.json")
+    notes = [(action["name"], action["note"]) for action in itf.read(path).actions]
+    assert any(name == "crash" for name, _ in notes)
+    assert any("the step failed" in note for _, note in notes)
+
+
+def test_too_few_scenarios_are_an_error_that_says_so(tmp_path: Path) -> None:
+    result = run_trace(
+        "--kind", "restart", "--ranks", "1", "--iterations", "1", "--length", "1", "--count", "5", "--output", str(tmp_path)
+    )
+    assert result.exit_code == 1
+    assert "found 0 of 5 scenarios with restart" in result.output
 
 
 def test_the_trace_command_wants_one_thing() -> None:

@@ -4,9 +4,10 @@ from typing import Any
 
 import pytest
 
-from coxless_model.explore import Limits, Trace, Verdict, explore
+from coxless_model.explore import explore
 from coxless_model.machine import Invariant, State, System, apply, violations
 from coxless_model.plain import plain_search
+from coxless_model.results import Limits, Trace, Verdict
 from coxless_model.two_phase_commit import TwoPhaseCommit
 
 

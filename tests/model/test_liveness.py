@@ -5,9 +5,9 @@ import random
 import networkx as nx
 import pytest
 
-from coxless_model.explore import Limits, Verdict
 from coxless_model.liveness import Lasso, check_liveness, components
 from coxless_model.machine import Goal, State, System, apply
+from coxless_model.results import Limits, Verdict
 from coxless_model.two_phase_commit import TwoPhaseCommit
 
 

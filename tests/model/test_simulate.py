@@ -1,7 +1,7 @@
 """Random walks: the same walk for the same seed, the same properties, a trace that replays."""
 
-from coxless_model.explore import Limits, Verdict
 from coxless_model.machine import apply
+from coxless_model.results import Limits, Verdict
 from coxless_model.simulate import simulate
 from coxless_model.two_phase_commit import TwoPhaseCommit
 

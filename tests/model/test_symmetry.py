@@ -9,10 +9,11 @@ import pytest
 
 from coxless_model.drawn import drawn
 from coxless_model.environment import hardened
-from coxless_model.explore import Verdict, explore
+from coxless_model.explore import Search, explore
 from coxless_model.machine import Action, Invariant, State, Step, System, apply, enabled, run, successors
 from coxless_model.mutants import MUTANTS, Mutant
 from coxless_model.packed import Packed
+from coxless_model.results import NO_LIMITS, Verdict
 from coxless_model.symmetry import NotSymmetric, Symmetry, renamed
 from coxless_model.two_phase_commit import Flaw, Manager, TwoPhaseCommit
 
@@ -60,6 +61,19 @@ def test_renaming_commutes_with_every_step() -> None:
                 (system.permute_action(action, perm), renamed(system, after, perm)) for action, after in successors(system, state)
             }
             assert there == set(successors(system, renamed(system, state, perm)))
+
+
+def test_the_hardened_protocol_treats_all_ranks_alike() -> None:
+    """With every state its image under each renaming is reachable, and a search under symmetry sees each orbit exactly once."""
+    system = hardened(2, 2, lag=0, suspicions=1, failed_votes=1, lost_replies=1)
+    search = Search(system)
+    search.run(NO_LIMITS, None)
+    orbits = set()
+    for key in list(search.parents):
+        image = search.packed.pack(renamed(system, search.packed.unpack(key), (1, 0)))
+        assert image in search.parents
+        orbits.add(min(key, image))
+    assert explore(system, symmetry=True).states == len(orbits)
 
 
 def test_a_system_that_prefers_a_rank_is_refused() -> None:

@@ -1,7 +1,7 @@
 """The table of verified bounds, on rows that take a moment."""
 
-from coxless_model.explore import Limits, Verdict
 from coxless_model.mutants import MUTANTS
+from coxless_model.results import Limits, Verdict
 from coxless_model.verify import JOBS, Job, exit_code, markdown, searched
 
 SMALL = Job(2, 1, {"lost_replies": 1})

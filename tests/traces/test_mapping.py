@@ -6,6 +6,7 @@ from pathlib import Path
 import coxless.protocol
 import coxless_model.environment
 import coxless_model.hardened
+import coxless_model.recovery
 from coxless.protocol import operations
 from coxless_model.environment import Budgets, hardened
 from coxless_traces import mapping
@@ -30,9 +31,10 @@ def names_in(call: ast.Call, position: int) -> set[str]:
 def model_steps() -> set[str]:
     """As the code of the model spells them: Move(name, ...), Action(rank, name, ...)."""
     steps = set()
-    for call in calls(Path(coxless_model.hardened.__file__)):
-        if isinstance(call.func, ast.Name) and call.func.id == "Move":
-            steps |= names_in(call, 0)
+    for module in (coxless_model.hardened, coxless_model.recovery):
+        for call in calls(Path(module.__file__)):
+            if isinstance(call.func, ast.Name) and call.func.id == "Move":
+                steps |= names_in(call, 0)
     for call in calls(Path(coxless_model.environment.__file__)):
         if isinstance(call.func, ast.Name) and call.func.id == "Action":
             steps |= names_in(call, 1)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from coxless_model import itf
 from coxless_model.environment import hardened
-from coxless_model.explore import Trace
 from coxless_model.machine import successors
+from coxless_model.results import Trace
 from coxless_traces.replay import Lockstep, Mismatch
 from coxless_traces.targets import Memory, target
 from coxless_traces.walks import replayable

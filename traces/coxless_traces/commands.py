@@ -22,8 +22,8 @@ from coxless.protocol.operations import Add
 from coxless_model import itf
 from coxless_model.drawn import Drawn
 from coxless_model.environment import Budgets, Hardened
-from coxless_model.hardened import Setting
 from coxless_model.machine import System
+from coxless_model.process import Setting
 
 from . import mapping as table
 from .drawn_replay import DrawnReplay, hardened_on

@@ -13,8 +13,8 @@ from coxless.protocol import advance as advance_hardened
 from coxless.protocol.operations import Add, Delete, ReadHeartbeat, Set, Wait
 from coxless.records import parse_record
 from coxless_model.drawn import Drawn
-from coxless_model.explore import Trace
 from coxless_model.machine import Action
+from coxless_model.results import Trace
 from coxless_model.store import PROBE, THERE, key_text
 
 from .replay import Replica

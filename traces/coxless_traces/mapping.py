@@ -23,8 +23,8 @@ STEPS = (
     Row("take_incarnation", "add(rank_{r}_incarnation, 1)", "joining.take_incarnation"),
     Row("create_register", 'compare_set(register, "", genesis)', "joining.create_register"),
     Row("read_members", "read(members:{epoch})", "joining.join, learning.learn"),
-    Row("check_incarnation", "read(rank_{r}_incarnation)", "joining.join"),
-    Row("renew_incarnation", "add(rank_{r}_incarnation, n' - counter + 1)", "joining.join"),
+    Row("check_incarnation", "read(rank_{r}_incarnation)", "joining.join, closing.close"),
+    Row("renew_incarnation", "add(rank_{r}_incarnation, n' - counter + 1)", "joining.join, closing.close"),
     Row("sign", "append(arrived, member.flag)", "joining.sign_as_joiner, barrier.arrive, barrier.sign, recovery.recover"),
     Row("raise_attention", "compare_set(register, R, R with attention)", "joining.raise_attention"),
     Row(

@@ -17,8 +17,8 @@ from coxless.protocol.operations import Delete, JoinTimedOut, ReadHeartbeat
 from coxless.protocol.state import NOBODY, NOTHING
 from coxless.records import Flag, Listed, Member, Record
 from coxless_model.environment import Hardened, Shared
-from coxless_model.hardened import Process
 from coxless_model.machine import ENVIRONMENT, Action, State, enabled
+from coxless_model.process import Process
 from coxless_model.store import THERE
 
 from . import translation

@@ -11,11 +11,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from coxless_model import itf
+from coxless_model import environment, itf
 from coxless_model.environment import Budgets, Hardened, Rank, with_pulse
-from coxless_model.explore import Trace
-from coxless_model.hardened import RUN_OVER, Process, Setting, start
 from coxless_model.machine import ENVIRONMENT, Action, State, describe, successors
+from coxless_model.process import RUN_OVER, Process, Setting, start
+from coxless_model.results import Trace
 from coxless_model.store import REGISTER
 
 from .recorded import FOREVER, LOCAL, Flaw, Item, Recording, read_recordings
@@ -319,8 +319,8 @@ class Search:
         if len(node.alive[rank]) > 1:
             return
         local = node.state.ranks[rank]
-        new = start(node.state.shared.store.instance, local.floor)
-        node = with_local(node, rank, Rank((*local.processes, new), local.floor))
+        new = start(node.state.shared.store.instance)
+        node = with_local(node, rank, environment.with_another(local, new))
         yield node._replace(alive=replaced(node.alive, rank, (*node.alive[rank], index)))
 
     def waiting(self, node: Node, rank: int) -> list[int]:
@@ -333,8 +333,7 @@ class Search:
     def crashed(self, node: Node, rank: int, place: int) -> Node:
         local: Rank = node.state.ranks[rank]
         p = local.processes[place]
-        floor = max(local.floor, p.floor, p.k if p.member else 0)
-        left = Rank((*local.processes[:place], *local.processes[place + 1 :]), floor)
+        left = environment.with_process(local, place, None)
         index = node.alive[rank][place]
         shared = node.state.shared
         if (p.me, "alive") in shared.pulse:

@@ -14,10 +14,10 @@ from .closing import close
 from .joining import create_register, join, sign_as_joiner, take_incarnation
 from .learning import learn
 from .operations import ConnectionBroken, Operation, Set, Steps
-from .recovery import recover
+from .recovery import recover as recover_phase
 from .state import Decision, Phase, RankState
 
-__all__ = ["ConnectionBroken", "Decision", "Operation", "Phase", "RankState", "advance", "enter"]
+__all__ = ["ConnectionBroken", "Decision", "Operation", "Phase", "RankState", "advance", "enter", "recover"]
 
 PHASES: dict[int, Callable[[RankState], Steps]] = {
     Phase.TAKE_INCARNATION: take_incarnation,
@@ -31,7 +31,7 @@ PHASES: dict[int, Callable[[RankState], Steps]] = {
     Phase.READ_REGISTER: read_register,
     Phase.CLOSE: close,
     Phase.LEARN: learn,
-    Phase.RECOVER: recover,
+    Phase.RECOVER: recover_phase,
 }
 
 
@@ -47,6 +47,13 @@ def advance(state: RankState, flag: Flag) -> Generator[Operation, object, Decisi
     """
     state.flag = flag
     return _run(state, Phase.ARRIVE)
+
+
+def recover(state: RankState) -> Generator[Operation, object, Decision]:
+    """What `enter` and `advance` do from a ConnectionBroken on, for a driver whose generator was itself interrupted: its state stands
+    between two steps, and what it had asked may have been done."""
+    state.deletions = []
+    return _run(state, Phase.RECOVER)
 
 
 def _run(state: RankState, phase: int) -> Generator[Operation, object, Decision]:

@@ -2,7 +2,7 @@
 
 from .. import keys
 from ..records import Flag, Listed, Member, Record, Signature, encode_members, epoch_of, parse_record, parse_signatures
-from .joining import parse_register, superseded
+from .joining import parse_register, renew, superseded
 from .operations import CompareSet, JoinTimedOut, Read, ReadHeartbeat, Set, Steps
 from .state import Phase, RankState
 
@@ -10,12 +10,16 @@ _WORST = "ofj"  # a member that signed twice (after a reconnection) counts by th
 
 
 def close(state: RankState) -> Steps:
+    """Look who has come, and if that is enough, propose the next iteration with them (steps 14 to 18). Returns the phase to go on with."""
     current, k = state.record, state.record.iteration
     text = yield Read("read_arrived", keys.arrived(k))
     signatures = parse_signatures(k, text or "")
     newer = max((s.member for s in signatures if s.member.replaces(state.me)), default=None)
-    if newer is not None:
+    if newer is not None and state.is_member:
         raise superseded(state.me, newer)
+    if newer is not None:  # as in joining.join: another process, or one from before the store lost its counters
+        yield from renew(state, newer)
+        return Phase.SIGN_AS_JOINER
     if not state.full and all(s.member != state.me for s in signatures):
         state.signed = False  # a late clean-up deleted it: say it again, or the others would wait for us for ever
         return Phase.SIGN

@@ -8,6 +8,7 @@ from .state import Phase, RankState
 
 
 def take_incarnation(state: RankState) -> Steps:
+    """This process becomes the newest of its rank."""
     number = yield Add("take_incarnation", keys.incarnation(state.rank), 1)
     state.me = Member(state.rank, number, state.nonce)
     return Phase.CREATE_REGISTER
@@ -36,7 +37,7 @@ def join(state: RankState) -> Steps:
         state.members = parse_members(epoch, text)
     newer = next((member for member, _ in state.listed if member.replaces(state.me)), None)
     if newer is not None:
-        yield from _renew(state, newer)
+        yield from renew(state, newer)
     return Phase.SIGN_AS_JOINER
 
 
@@ -52,19 +53,20 @@ def _start_again(state: RankState, epoch: str) -> Steps:
     return Phase.JOIN
 
 
-def _renew(state: RankState, listed: Member) -> Steps:
-    """The list holds a newer incarnation of this rank: it is either another process, or a number from before the store lost its
-    counters. The counter tells: a newer process has moved it beyond ours."""
+def renew(state: RankState, rival: Member) -> Steps:
+    """A newer incarnation of this rank is listed, or has signed: it is either another process, or one with a number (or with an equal
+    number and a higher nonce) from before the store lost its counters. The counter tells: a newer process has moved it beyond ours."""
     key = keys.incarnation(state.rank)
     text = yield Read("check_incarnation", key)
     counter = 0 if text is None else parse_counter(key, text)
     if counter > state.me.number:
-        raise superseded(state.me, listed)
-    number = yield Add("renew_incarnation", key, listed.number - counter + 1)
+        raise superseded(state.me, rival)
+    number = yield Add("renew_incarnation", key, rival.number - counter + 1)
     state.me = Member(state.rank, number, state.nonce)
 
 
 def superseded(me: Member, newer: Member) -> SupersededError:
+    """The error of a process whose rank has a newer one."""
     return SupersededError(
         f"rank {me.rank}: incarnation {me.incarnation} (this process) was replaced by {newer.incarnation}, "
         "a newer process of the same rank: end this one"

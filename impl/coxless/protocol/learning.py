@@ -8,6 +8,7 @@ from .state import Phase, RankState
 
 
 def learn(state: RankState) -> Steps:
+    """Take over `state.news`: as a decision if this rank is in its list, else by joining there. Returns the phase to go on with."""
     record, news = state.record, state.news
     if state.is_member and news.epoch == record.epoch and news.iteration == record.iteration + 1:
         members = state.listed

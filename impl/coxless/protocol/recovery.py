@@ -12,6 +12,7 @@ from .state import NOBODY, NOTHING, Phase, RankState
 
 
 def recover(state: RankState) -> Steps:
+    """Put back what the store has lost, and find the way back to the barrier. Returns the phase to go on with."""
     if state.me is NOBODY:
         return Phase.TAKE_INCARNATION
     if state.record is NOTHING:
@@ -35,6 +36,7 @@ def recover(state: RankState) -> Steps:
         if state.record.iteration == 0 or state.members is None:
             return Phase.CREATE_REGISTER
         decided = state.record._replace(attention=False)
+        state.written[decided.epoch] = state.listed  # in vain, should the register turn out to be further already
         yield Set("restore_members", keys.members(decided.epoch), encode_members(state.listed))
         expected = text or ""
         text = yield CompareSet("restore_register", keys.REGISTER, expected, str(decided))

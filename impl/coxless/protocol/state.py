@@ -106,6 +106,7 @@ class RankState:
         return text if record is self.record else str(self.record)
 
     def epoch_text(self) -> EpochText:
+        """For the epoch of `record`; made once in an epoch."""
         epoch = self.known_epoch
         if epoch is None or epoch.epoch != self.record.epoch:
             generation, name = self.record.generation, self.record.epoch
@@ -157,6 +158,10 @@ class RankState:
                 self.deletions += keys.barrier(k - 1)
             if record.iteration >= k + 2:  # else the winner of k+2 still comes by
                 self.deletions += keys.barrier(k)
+                if (
+                    k >= 1 and record.epoch != self.record.epoch
+                ):  # perhaps it was this rank that replaced that list, and the reply was lost
+                    self.deletions.append(keys.members(self.record.epoch))
             self._delete_vain_lists(record)
         self.start_barrier(record, members, member=False)
         return Phase.JOIN

@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from .etcd import EtcdStore
 
 
-def unwrapped(store: Store) -> Store:
-    """The store below every PrefixStore."""
+def base_of(store: Store) -> Store:
+    """The store under the prefixes."""
     while isinstance(store, PrefixStore):
         store = store.underlying_store
     return store
@@ -19,7 +19,7 @@ def unwrapped(store: Store) -> Store:
 def as_etcd(store: Store) -> "EtcdStore | None":
     """The EtcdStore below every PrefixStore, None for another kind of store. Imports nothing: where the module is not loaded there is none."""
     module = sys.modules.get(f"{__name__}.etcd")
-    base = unwrapped(store)
+    base = base_of(store)
     return base if module is not None and isinstance(base, module.EtcdStore) else None
 
 

@@ -48,6 +48,8 @@ class _Slot:
     key: bytes
     revision: int = 0
     writes: int = 0
+    in_flight: bool = False
+    """An attempt that was given up may still take effect."""
 
     def token(self) -> bytes:
         self.writes += 1
@@ -67,6 +69,7 @@ class Session:
         self.openings = Openings(self)
         self._name = os.urandom(6).hex()
         self._slots: deque[_Slot] = deque()
+        self._doubtful: deque[_Slot] = deque()
         self._made = 0
         self._making = threading.Lock()
         self._stop = threading.Event()
@@ -93,7 +96,7 @@ class Session:
     def write(self, conditions: list[Any], success: list[Any], failure: list[Any], deadline: Deadline) -> Outcome:
         """Do `success` if the conditions hold, else `failure` (which only reads): exactly once, or DistNetworkError, after which it
         may take effect late or never. Raises Refused."""
-        self._check()
+        self.settle(deadline)
         guard = [created_at(self.layout.lease, self.created)]
         with self._slot() as slot:
             token, doubt, found = slot.token(), False, [read(self.layout.lease), read(slot.key)]
@@ -109,34 +112,64 @@ class Session:
                     request = rpc.TxnRequest(
                         compare=[*unmoved, *conditions], success=[*success, done], failure=[*found, *failure]
                     )
+                slot.in_flight = True
                 try:
                     response = self.cluster.once(TXN, request, deadline)
                 except TurnedAway:
+                    slot.in_flight = doubt
                     continue  # the same again: etcd does not count nested operations against what it has room for
                 except Unanswered:
                     doubt = True
                     continue
                 except Refused as refusal:
+                    slot.in_flight = doubt
                     if refusal.code is grpc.StatusCode.NOT_FOUND:  # the lease
                         raise self._lose() from None
                     raise
+                slot.in_flight = False
                 revision = response.header.revision
                 if response.succeeded:
                     slot.revision = revision
                     inner = response.responses[0].response_txn if doubt else response
                     return Outcome(inner.succeeded, revision, inner.responses)
-                lease, receipt = (each.response_range.kvs for each in response.responses[:2])
-                if not lease or lease[0].create_revision != self.created:
-                    raise self._lose()
-                moved = receipt[0].mod_revision if receipt else 0
+                moved, receipt = self._moved(response.responses)
                 if moved == slot.revision:
                     return Outcome(False, revision, response.responses[2:])
                 slot.revision = moved
-                if receipt and receipt[0].value == token + b"+":
+                if receipt == token + b"+":
                     return Outcome(True, moved, None)
                 # An attempt before this one moved the slot without effect, or one of an earlier write did, long given up.
                 token, doubt = slot.token(), False
         raise self.cluster.unreachable(deadline)
+
+    def settle(self, deadline: Deadline) -> None:
+        """See that no write of this process that was given up can take effect any more. Then, as a new connection would, a write knows what
+        became of those before it, and so does a read after a reconnection. Raises DistNetworkError, Refused."""
+        self._check()
+        while True:
+            try:
+                slot = self._doubtful.pop()
+            except IndexError:
+                return
+            unmoved = [created_at(self.layout.lease, self.created), revision_is(slot.key, slot.revision)]
+            move = rpc.TxnRequest(
+                compare=unmoved,
+                success=[put(slot.key, slot.token() + b"-", self.lease)],
+                failure=[read(self.layout.lease), read(slot.key)],
+            )
+            try:
+                response = self.cluster.call(TXN, move, deadline)
+                moved = response.header.revision if response.succeeded else self._moved(response.responses)[0]
+                slot.revision, slot.in_flight = moved, False
+            finally:
+                (self._doubtful if slot.in_flight else self._slots).append(slot)
+
+    def _moved(self, found: Sequence[Any]) -> tuple[int, bytes]:
+        """Where a slot stands and what is in it, from the responses about the lease's key and the slot. Raises DistNetworkError."""
+        lease, slot = (each.response_range.kvs for each in found[:2])
+        if not lease or lease[0].create_revision != self.created:
+            raise self._lose()
+        return (slot[0].mod_revision, slot[0].value) if slot else (0, b"")
 
     def at_revision(self, request: Any, deadline: Deadline) -> Any:
         """The response to a range request about the past. Raises Refused when etcd has forgotten it."""
@@ -151,7 +184,7 @@ class Session:
         try:
             yield slot
         finally:
-            self._slots.append(slot)
+            (self._doubtful if slot.in_flight else self._slots).append(slot)
 
     # --- the lease
 
@@ -249,7 +282,9 @@ def join(address: EtcdAddress, deadline: Deadline) -> Session:
             session.users += 1
     if session is not None:
         try:
-            session.read([], deadline)  # as a new connection would, it finds out whether the keys are still there
+            # As a new connection would, it finds out whether the keys are still there, and leaves nothing behind of those before it.
+            session.settle(deadline)
+            session.read([], deadline)
             return session
         except DistNetworkError:
             lost = session.lost

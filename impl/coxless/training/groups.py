@@ -19,7 +19,10 @@ import torch
 import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
+from coxless.client import fresh_client
+from coxless.connection import Connection
 from coxless.errors import CoxlessError
+from coxless.protocol.operations import ConnectionBroken
 from coxless.training.background import Background
 
 _log = logging.getLogger(__name__)
@@ -29,6 +32,7 @@ MakeBackend = Callable[[Store, int, int, timedelta], Any]
 
 WATCH_AFTER = 0.05  # seconds of waiting before the crew is asked for the first time: a healthy collective is over by then
 WATCH_EVERY = 0.1  # seconds between two questions
+RECONNECT_LIMIT = 5.0  # seconds
 FIRST_NAP, LONGEST_NAP = 50e-6, 1e-3  # seconds between two looks at pending work; grows by half each time
 
 
@@ -67,6 +71,7 @@ class EpochGroup:
 
     @property
     def closed(self) -> bool:
+        """Whether no collective is possible any more."""
         return self._closed
 
     def all_reduce(self, tensor: torch.Tensor) -> None:
@@ -94,7 +99,12 @@ class EpochGroup:
         except RuntimeError as error:
             reason = _reason(error)
         else:
-            trouble = self._wait(work)
+            try:
+                trouble = self._wait(work)
+            except BaseException:  # Ctrl-C, or what `watch` raises: dropping the group with its work pending would block
+                self._background.hold(work, self._backend, tensor)
+                self.close()
+                raise
             if trouble is None:
                 try:
                     work.wait()  # completed: returns, or raises, at once
@@ -138,8 +148,9 @@ def open_group(
 ) -> EpochGroup:
     """Makes the process group of `epoch` with the other participants, who meet under that name in `store`.
 
-    The meeting blocks inside the backend until all have come. It runs on a thread and a connection of its own, so that it can be
-    left behind when `watch` gives a reason; `timeout` then ends it. Raises `CollectiveFailed`; ValueError for an unknown backend.
+    The meeting blocks inside the backend until all have come, and, on a store that is stopped, until it resumes. It runs on a thread and
+    a connection of its own, so that it can be left behind when `watch` gives a reason, or after `timeout`. A name is for one meeting:
+    its keys lead to participants of then. Raises `CollectiveFailed`; ValueError for an unknown backend.
     """
     if isinstance(backend, str) and backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass a function that makes the group instead")
@@ -149,39 +160,65 @@ def open_group(
 
     met = threading.Event()
     made: list[Any] = []
-    failures: list[str] = []
+    failures: list[BaseException] = []
 
     def meet() -> None:
         try:
-            connection = store.clone()
-            made.append(make(PrefixStore(_prefix(epoch), connection), index, size, timeout))
-        except RuntimeError as error:
-            failures.append(_reason(error))
+            made.append(make(PrefixStore(_prefix(epoch), fresh_client(store)), index, size, timeout))
+        except BaseException as error:  # noqa: BLE001  (raised below, in the caller's thread)
+            failures.append(error)
         met.set()
 
     # When it is left behind, `made` dies with this thread: an unused group without work is destroyed without waiting.
     threading.Thread(target=meet, name=f"coxless-group-{epoch}", daemon=True).start()
     wait = WATCH_AFTER
+    deadline = time.monotonic() + timeout.total_seconds() + WATCH_EVERY  # the backend's own error says more
     while not met.wait(wait):
         trouble = watch()
+        if trouble is None and time.monotonic() > deadline:
+            trouble = f"not all have met within {timeout.total_seconds():g} s"
         if trouble is not None and not met.is_set():
             raise CollectiveFailed(f"while the group was made: {trouble}")
         wait = WATCH_EVERY
     if failures:
-        raise CollectiveFailed(f"while the group was made: {failures[0]}")
+        if not isinstance(failures[0], RuntimeError | OSError):  # no network's doing: another attempt would end in the same way
+            raise failures[0]
+        raise CollectiveFailed(f"while the group was made: {_reason(failures[0])}")
     return EpochGroup(made.pop(), index, size, watch=watch, background=background)
 
 
-def delete_keys(store: Store, epoch: str, indices: Iterable[int], *, backend: str | MakeBackend = "gloo") -> None:
-    """Deletes what the given participants of `epoch` left in `store` when they made their group.
+class Cleaner:
+    """Deletes what the meetings of participants have left in the store; for the background thread.
 
-    Gloo leaves one address for each of them, under a known name. Of other backends all that is under the epoch's prefix goes.
-    A participant deletes its own; those of the dead are deleted by one of the living. Nobody reads them after the epoch.
+    Over a connection of its own, since the crew's may be blocked in a wait, which is made at first use.
     """
-    prefixed = PrefixStore(_prefix(epoch), store)
-    keys = [f"0/{index}" for index in indices] if backend == "gloo" else [str(key) for key in prefixed.list_keys()]
-    for key in keys:
-        prefixed.delete_key(key)
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._connection: Connection | None = None
+
+    def delete(self, epoch: str, indices: Iterable[int], *, backend: str | MakeBackend = "gloo") -> None:
+        """Delete what these participants of `epoch` have left. Raises CoxlessError or ConnectionBroken; it may be left.
+
+        Gloo leaves one address for each of them, under a known name. Of other backends all that is under the epoch's prefix goes.
+        A participant deletes its own; those of the dead are deleted by one of the living. Nobody reads them after the epoch.
+        """
+        mine = list(indices)
+        try:
+            self._delete(epoch, mine, backend)
+        except ConnectionBroken:  # that shows only when it is used
+            self._delete(epoch, mine, backend)
+
+    def _delete(self, epoch: str, indices: list[int], backend: str | MakeBackend) -> None:
+        if self._connection is None:
+            self._connection = Connection(self._store)
+        elif self._connection.broken:
+            self._connection.reconnect(time.monotonic() + RECONNECT_LIMIT)
+        prefix = f"{_prefix(epoch)}/"
+        names = [f"{prefix}0/{index}" for index in indices]
+        for key in names if backend == "gloo" else self._connection.list_keys():
+            if key.startswith(prefix):
+                self._connection.delete(key)
 
 
 def _prefix(epoch: str) -> str:

@@ -15,16 +15,19 @@ from torch.distributed.distributed_c10d import Store
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from coxless.errors import CoxlessError
+from coxless.errors import CoxlessError, IterationTimeoutError, StoreUnreachableError
 from coxless.training.average import BUCKET_BYTES, average_buffers, average_gradients
 from coxless.training.background import Background
-from coxless.training.groups import CollectiveFailed, EpochGroup, MakeBackend, delete_keys, open_group
+from coxless.training.groups import Cleaner, CollectiveFailed, EpochGroup, MakeBackend, open_group
 from coxless.training.sharding import shard
 from coxless.training.transfer import broadcast_state
 
 _log = logging.getLogger(__name__)
 
-FINISHED = "training_finished"  # in the store: the position at which a crew ended its training
+FINISHED = "training_finished"  # published: the position at which a crew ended its training
+
+TOLERATED = 3
+"""From so many failed attempts at one position on, each is a warning in the log."""
 
 
 class CrewFinished(CoxlessError):
@@ -59,6 +62,8 @@ class CrewLike(Protocol):
     def iteration(self) -> Any: ...
     def advance(self, ok: bool = True, *, holds: bool | None = None) -> Any: ...
     def trouble(self) -> str | None: ...
+    def publish(self, name: str, value: str) -> None: ...
+    def published(self, name: str) -> str | None: ...
 
 
 @dataclass(slots=True)
@@ -137,14 +142,20 @@ class DataParallel:
         self._bucket_bytes = bucket_bytes
         self._observer = observer
         self._position = 0
-        self._pending = False  # averaged gradients that wait for the decision
         self._holds = False
+        self._torn = False  # an update, or a state that was received, is half in the model
+        # Iterations, by number: what a call of `steps` that comes after an interrupted one has to know.
+        self._settled = 0  # the last one whose decision was drawn conclusions from
+        self._begun = 0  # the last one that was attempted here
+        self._averaged = 0  # the last one whose averaged gradients were ready here
+        self._voted = 0  # the last one that was voted on
+        self._failures, self._failed_at = 0, -1  # attempts in a row that failed here, and at which position
+        self._turn = object()  # the call of `steps` that goes on; an older one is over
         self._group: EpochGroup | None = None
         self._met: IterationLike | None = None  # the iteration in which the group was made, or was meant to be
         self._buffers: list[torch.Tensor] = []  # as they were before this step
         self._background = Background()
-        # The clean-up goes over a connection of its own: the crew's may be blocked in a wait.
-        self._side: Store = crew.store.clone()
+        self._cleaner = Cleaner(crew.store)
 
     @property
     def position(self) -> int:
@@ -152,7 +163,12 @@ class DataParallel:
         return self._position
 
     def state_dict(self) -> dict[str, Any]:
-        """All that a rank needs to go on from here. Good for a checkpoint between two steps, and what a new rank receives."""
+        """All that a rank needs to go on from here. Good for a checkpoint between two steps, and what a new rank receives.
+
+        RuntimeError when an update was interrupted half-way: this is no state then that the crew ever had.
+        """
+        if self._torn:
+            raise RuntimeError(f"the update after position {self._position} was interrupted half-way: this state is a mixture")
         return {
             "position": self._position,
             "model": self.model.state_dict(),
@@ -162,65 +178,113 @@ class DataParallel:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Takes over a state. From a checkpoint: before `steps`; the crew starts from the furthest one that a rank brings."""
+        self._torn = True
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         if self.scheduler is not None:
             self.scheduler.load_state_dict(state["scheduler"])
         self._position = int(state["position"])
+        self._torn = False
 
     def steps(self, total: int) -> Iterator[Step]:
         """Yields attempts until `total` updates are committed and everybody who takes part has them.
 
         Errors of the crew (superseded, out of time, the store is gone) pass through. `CrewFinished` when this rank came too late
         for any of it. RuntimeError when a participant sends a state that contradicts the one held here.
+
+        May be called again: for more updates, after an error that may be repeated, after a loop that was left. A decision that was still
+        to come is waited for (leave the gradients alone until then); an attempt that was left half-way has failed.
         """
-        iteration = self.crew.iteration or self.crew.advance()
-        self._tell("decided", iteration, committed=False)
+        turn = self._turn = object()
+        iteration = self._take_up()
         try:
             while True:
                 self._settle(iteration)
                 # The state must have reached everybody, by the crew's record: a source that leaves early would take it along.
                 if self._holds and self._position >= total and all(iteration.holders):
-                    self._side.set(FINISHED, str(self._position))
+                    self.crew.publish(FINISHED, str(self._position))
                     return
-                ok = False
-                try:
-                    self._meet(iteration)
-                    self._share_state(iteration, total)
-                    if self._position < total:
-                        step = self._begin(iteration)
-                        yield step
-                        self._average(step)
-                        ok = True
-                except CollectiveFailed as error:
-                    _log.info("iteration %d failed here: %s", iteration.number, error)
-                    self._tell("failed", iteration, reason=str(error))
-                self._pending = ok
                 number = iteration.number
-                iteration = self.crew.advance(ok, holds=self._holds)
-                self._tell("decided", iteration, committed=iteration.committed and iteration.number == number + 1)
+                lost = iteration.holders[iteration.index] and not self._holds
+                if number != self._begun and not lost:
+                    self._begun = number
+                    try:
+                        self._meet(iteration)
+                        self._share_state(iteration, total)
+                        if self._position < total:
+                            step = self._begin(iteration)
+                            yield step
+                            if self._turn is not turn:
+                                raise RuntimeError("steps() was called again while this call of it went on")
+                            self._average(step)
+                            self._averaged = number
+                    except CollectiveFailed as error:
+                        self._failures = self._failures + 1 if self._failed_at == self._position else 1
+                        self._failed_at = self._position
+                        # One failure is what this is made for; the third at the same position is perhaps none of the network's.
+                        level = logging.INFO if self._failures < TOLERATED else logging.WARNING
+                        _log.log(
+                            level,
+                            "iteration %d, attempt %d at position %d failed here: %s",
+                            number,
+                            self._failures,
+                            self._position,
+                            error,
+                        )
+                        self._tell("failed", iteration, reason=str(error))
+                iteration = self._advance(iteration)
+        except CoxlessError as error:
+            if not isinstance(error, IterationTimeoutError | StoreUnreachableError):
+                self._voted = 0  # no advance can go on
+            raise
         finally:
-            self._part(self.crew.iteration or iteration)
+            # An advance that was stopped leaves the group as it was: the others go on with theirs.
+            if self._turn is turn and self._voted != (self.crew.iteration or iteration).number:
+                self._part(self.crew.iteration or iteration)
             self._background.flush(timeout=1)  # the process may end right after this
 
+    def _take_up(self) -> IterationLike:
+        """The iteration to go on with."""
+        iteration: IterationLike | None = self.crew.iteration
+        if iteration is not None and self._voted == iteration.number:
+            return self._advance(iteration)  # it was stopped
+        if iteration is None:
+            iteration = self._decided(self.crew.advance())
+        elif iteration.number != self._settled:
+            self._decided(iteration)
+        return iteration
+
+    def _advance(self, iteration: IterationLike) -> IterationLike:
+        self._voted = iteration.number
+        return self._decided(self.crew.advance(self._averaged == iteration.number, holds=self._holds))
+
+    def _decided(self, iteration: IterationLike) -> IterationLike:
+        committed = iteration.committed and iteration.number == self._voted + 1
+        self._tell("decided", iteration, committed=committed)
+        return iteration
+
     def _settle(self, iteration: IterationLike) -> None:
-        """Draws the conclusions from a decision: the update counts, or it is dropped, or the whole state is."""
-        pending, self._pending = self._pending, False
-        if iteration.rejoined:
-            self._undo()
-            self._holds = False
+        """Draws the conclusions from a decision, once: the update counts, or it is dropped, or the whole state is."""
+        if iteration.number == self._settled:
             return
-        self._holds = iteration.holders[iteration.index]
-        if iteration.committed and not pending:
-            raise RuntimeError(f"iteration {iteration.number - 1} was committed, but this rank has no update of it")
-        if iteration.committed:
-            self.optimizer.step()
-            if self.scheduler is not None:
-                self.scheduler.step()
-            self._position += 1
-            self._tell("applied", iteration, position=self._position)
-        else:
+        if iteration.rejoined or not iteration.committed:
             self._undo()
+            self._holds = not iteration.rejoined and iteration.holders[iteration.index] and not self._torn
+            self._settled = iteration.number
+            return
+        if self._averaged != iteration.number - 1:
+            raise RuntimeError(
+                f"iteration {iteration.number - 1} was committed, but this rank has no update of it: was the crew advanced outside of steps()?"
+            )
+        # Before the optimizer, which must not step twice; if it is interrupted, this rank does not hold the state any more.
+        self._settled = iteration.number
+        self._holds, self._torn, self._buffers = False, True, []
+        self.optimizer.step()
+        if self.scheduler is not None:
+            self.scheduler.step()
+        self._position += 1
+        self._holds, self._torn = iteration.holders[iteration.index], False
+        self._tell("applied", iteration, position=self._position)
 
     def _undo(self) -> None:
         """Drops the gradients, and what the forward pass did to the buffers."""
@@ -241,8 +305,8 @@ class DataParallel:
         self._met = iteration
         started = time.monotonic()
         self._group = open_group(
-            self._side,
-            iteration.epoch,
+            self.crew.store,
+            _meeting(iteration),
             iteration.index,
             len(iteration.participants),
             watch=self.crew.trouble,
@@ -259,12 +323,12 @@ class DataParallel:
         self._group, met, self._met = None, self._met, None
         if met is None or len(met.participants) == 1:
             return
-        epoch, gone = met.epoch, {met.index}
+        name, gone = _meeting(met), {met.index}
         remaining = [index for index, member in enumerate(met.participants) if member in successor.participants]
         if remaining and remaining[0] == met.index:
             # Somebody has to delete the keys of those that cannot any more.
             gone |= set(range(len(met.participants))) - set(remaining)
-        self._background.call(lambda: delete_keys(self._side, epoch, gone, backend=self._backend))
+        self._background.call(lambda: self._cleaner.delete(name, gone, backend=self._backend))
 
     def _share_state(self, iteration: IterationLike, total: int) -> None:
         """Gives the state to the participants that lack it."""
@@ -279,14 +343,17 @@ class DataParallel:
             # A founding crew, or all that held the state are gone. Whoever brings the furthest state gives it: what a rank was
             # trained to, or loaded from a checkpoint, is always the outcome of committed updates.
             positions = torch.zeros(self._group.size, dtype=torch.int64, device=device)
-            positions[self._group.index] = self._position
+            positions[self._group.index] = -1 if self._torn else self._position
             self._group.all_reduce(positions)
-            source = int(positions.argmax())
+            source, furthest = int(positions.argmax()), int(positions.max())
+            if furthest < 0:
+                raise RuntimeError("an update was interrupted half-way and nobody holds the state: load_state_dict a checkpoint")
+            if furthest < total and self._finished(total):
+                raise CrewFinished(f"the others have made all {total} updates and are gone")
             if iteration.number > 1:
-                if int(positions.max()) < total and self._side.check([FINISHED]) and int(self._side.get(FINISHED)) >= total:
-                    raise CrewFinished(f"the others have made all {total} updates and are gone")
-                _log.warning("nobody holds the state any more; going on from position %d", int(positions.max()))
-        state = broadcast_state(self._group, self.state_dict(), source, device=device)
+                _log.warning("nobody holds the state any more; going on from position %d", furthest)
+        mine = self.state_dict() if source == iteration.index else None
+        state = broadcast_state(self._group, mine, source, device=device)
         if self._holds:
             if state["position"] != self._position:
                 raise RuntimeError(
@@ -297,6 +364,16 @@ class DataParallel:
             self.load_state_dict(state)
         self._holds = True
         self._tell("received", iteration, seconds=time.monotonic() - started, source=source, position=self._position)
+
+    def _finished(self, total: int) -> bool:
+        """Whether a crew that is gone has made all the updates."""
+        assert self._group is not None
+        try:
+            text = self.crew.published(FINISHED)
+        except StoreUnreachableError as error:
+            self._group.close()
+            raise CollectiveFailed(f"whether the training is over is not known: {error}") from None
+        return text is not None and text.isdecimal() and int(text) >= total
 
     def _begin(self, iteration: IterationLike) -> Step:
         self.optimizer.zero_grad()
@@ -327,3 +404,9 @@ class DataParallel:
     def _tell(self, name: str, iteration: IterationLike, **details: object) -> None:
         if self._observer is not None:
             self._observer(name, iteration, details)
+
+
+def _meeting(iteration: IterationLike) -> str:
+    """Where the participants of an iteration meet to make their group. They may meet again in the same epoch, for another call of
+    `steps`, and must not find the addresses of the time before."""
+    return f"{iteration.epoch}:{iteration.number}"

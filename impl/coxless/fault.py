@@ -1,0 +1,37 @@
+"""Dying at an exact point, for demonstrations and tests: a SIGKILL from outside cannot hit a place that lasts microseconds."""
+
+import os
+import signal
+
+from .driver import Watcher
+from .protocol import Operation, RankState
+from .protocol.operations import CompareSet
+
+STEPS = (
+    *("take_incarnation", "create_register", "read_members", "check_incarnation", "renew_incarnation", "sign", "raise_attention"),
+    *("arrive", "await_full", "propose_same_epoch", "read_register", "read_arrived", "read_heartbeat", "write_members"),
+    *("propose_new_epoch", "wake", "restore_members", "restore_register", "won"),
+)
+"""Where: the steps of docs/protocol.md that have a reply for this process, and `won`."""
+
+
+def fault_from(text: str) -> Watcher:
+    """A watcher that kills this process with SIGKILL at an exact point, for demonstrations and tests.
+
+    `step@k`: right after the named step (docs/protocol.md) at the barrier of iteration k; `won@k`: right after winning the decision of
+    iteration k, before anybody is told. Raises ValueError for anything else.
+    """
+    step, _, number = text.partition("@")
+    if step not in STEPS or not number.isdecimal():
+        raise ValueError(
+            f"COXLESS_FAULT={text!r}: expected STEP@ITERATION, such as arrive@40 or won@80, with a step of {', '.join(STEPS)}"
+        )
+    iteration = int(number)
+
+    def watch(state: RankState, operation: Operation, reply: object) -> None:
+        k = state.record.iteration
+        won = isinstance(operation, CompareSet) and operation.step.startswith("propose") and reply == operation.desired
+        if (step == "won" and won and k + 1 == iteration) or (step == operation.step and k == iteration):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    return watch
