@@ -12,7 +12,7 @@ import coxless
 from coxless.dead_marks import mark_dead
 from coxless.server import StoreServer, start_server
 
-from .crews import Process
+from .crews import Process, stopped
 
 pytestmark = pytest.mark.processes
 
@@ -213,7 +213,7 @@ def test_a_store_that_hangs_makes_nobody_suspect(start: Start, server: StoreServ
     ranks = [start(rank) for rank in range(3)]
     for rank in ranks:
         rank.until(at(1))
-    os.kill(server.pid, signal.SIGSTOP)
+    stopped(server.pid)
     threading.Timer(2 * TIMEOUT, os.kill, (server.pid, signal.SIGCONT)).start()
     views = step(ranks, 2)
     assert all(view["ranks"] == [0, 1, 2] for view in views)

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from datetime import timedelta
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
-from torch.distributed.distributed_c10d import Store
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -19,8 +17,10 @@ from coxless.errors import CoxlessError, IterationTimeoutError, StoreUnreachable
 from coxless.training.average import BUCKET_BYTES, average_buffers, average_gradients
 from coxless.training.background import Background
 from coxless.training.groups import Cleaner, CollectiveFailed, EpochGroup, MakeBackend, open_group
-from coxless.training.sharding import shard
+from coxless.training.step import CrewLike, IterationLike, Observer, Step
 from coxless.training.transfer import broadcast_state
+
+__all__ = ["CrewFinished", "CrewLike", "DataParallel", "IterationLike", "Observer", "Step"]
 
 _log = logging.getLogger(__name__)
 
@@ -32,71 +32,6 @@ TOLERATED = 3
 
 class CrewFinished(CoxlessError):
     """The others ended the training before this rank came back, and nobody is left to give it the state. Nothing is wrong with theirs."""
-
-
-class IterationLike(Protocol):
-    """What training reads of an iteration; see `coxless.Iteration`."""
-
-    @property
-    def number(self) -> int: ...
-    @property
-    def epoch(self) -> str: ...
-    @property
-    def participants(self) -> tuple[Any, ...]: ...
-    @property
-    def index(self) -> int: ...
-    @property
-    def holders(self) -> tuple[bool, ...]: ...
-    @property
-    def committed(self) -> bool: ...
-    @property
-    def rejoined(self) -> bool: ...
-
-
-class CrewLike(Protocol):
-    """What training needs of a crew; see `coxless.Crew`."""
-
-    @property
-    def store(self) -> Store: ...
-    @property
-    def iteration(self) -> Any: ...
-    def advance(self, ok: bool = True, *, holds: bool | None = None) -> Any: ...
-    def trouble(self) -> str | None: ...
-    def publish(self, name: str, value: str) -> None: ...
-    def published(self, name: str) -> str | None: ...
-
-
-@dataclass(slots=True)
-class Step:
-    """One attempt at one update: what to train on, with whom.
-
-    `position` is the number of updates committed so far. All participants agree on it, and every position is committed exactly
-    once: a failed attempt is followed by another one at the same position, perhaps with other participants.
-    """
-
-    position: int
-    iteration: IterationLike
-    weight: float = field(default=1.0)
-    """How much the gradient of this participant counts, relative to the others: the number of samples in its shard."""
-
-    @property
-    def index(self) -> int:
-        """The place of this rank among the participants, 0 .. size-1."""
-        return self.iteration.index
-
-    @property
-    def size(self) -> int:
-        """The number of participants."""
-        return len(self.iteration.participants)
-
-    def shard(self, batch: torch.Tensor) -> torch.Tensor:
-        """The part of `batch` for this rank. Its length is the `weight` from now on."""
-        part = shard(batch, self.index, self.size)
-        self.weight = float(len(part))
-        return part
-
-
-Observer = Callable[[str, IterationLike, Mapping[str, object]], None]
 
 
 class DataParallel:
@@ -276,9 +211,9 @@ class DataParallel:
             raise RuntimeError(
                 f"iteration {iteration.number - 1} was committed, but this rank has no update of it: was the crew advanced outside of steps()?"
             )
-        # Before the optimizer, which must not step twice; if it is interrupted, this rank does not hold the state any more.
-        self._settled = iteration.number
+        # Before the optimizer: if it is interrupted, this rank does not hold the state any more, and the optimizer must not step again.
         self._holds, self._torn, self._buffers = False, True, []
+        self._settled = iteration.number
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
