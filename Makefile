@@ -1,4 +1,4 @@
-# make demo   trains through crashes and shows it
+# make demo   trains through crashes and shows it (make demo-etcd: on an etcd whose members are killed, too)
 # make test   lints, type-checks and runs every test
 # Both make .venv themselves; a second run starts at once. Besides:
 # make verify       the model at its large bounds, every transition on a real store (an hour or less)
@@ -10,13 +10,16 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
 
-.PHONY: demo test lint verify bench bench-model clean
+.PHONY: demo demo-etcd test lint verify bench bench-model clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.digits
 
+demo-etcd: $(STAMP)
+	$(BIN)/python -m examples.digits --etcd
+
 test: $(STAMP) lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 2 --dist worksteal -r s
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -1,9 +1,11 @@
 """What agreeing on an iteration costs, beside barriers that forgive nothing: latency, commands, bytes, server CPU.
 
 One store server process, N rank processes (or threads with a connection each), all methods interleaved in blocks of one run, medians.
-Timings on a shared machine are noisy: read the ratios.
+Timings on a shared machine are noisy: read the ratios. Where etcd is installed the crew is measured on it too: three members on this
+machine, which write to its disk what they have agreed on before they say so, and the same in memory.
 """
 
+import contextlib
 import datetime
 import importlib.util
 import json
@@ -30,6 +32,7 @@ import torch.distributed as dist
 
 import coxless
 from coxless.server import start_server
+from coxless.stores.local_etcd import LocalEtcd, find_etcd
 
 from . import methods, report
 
@@ -45,6 +48,9 @@ METHODS: dict[str, Callable[..., tuple[methods.Meet, methods.Close]]] = {
 }
 if importlib.util.find_spec("torchft"):  # in an environment beside the project's: `make bench-torchft`
     METHODS["torchft quorum + commit"] = methods.torchft_quorum
+ON_DISK, IN_MEMORY = "coxless on etcd", "coxless on etcd, in memory"
+if find_etcd():
+    METHODS |= {ON_DISK: methods.coxless_advance, IN_MEMORY: methods.coxless_advance}
 BLOCKS = 6
 
 
@@ -52,18 +58,14 @@ def options_of(name: str, record: str) -> dict[str, str]:
     return {"record": record} if name.endswith("recording") else {}
 
 
-def run_rank(
-    rank: int, size: int, addresses: tuple[str, str], names: list[str], iterations: int, record: str, cpu: Callable[[], float]
-) -> dict[str, Any]:
+def run_rank(rank: int, size: int, servers: "Servers", names: list[str], iterations: int, record: str) -> dict[str, Any]:
     """One rank's share of a run: the samples (s) of each method, and the server's CPU (s) over its blocks, as rank 0 reads it."""
-    store = coxless.connect(addresses[0])
+    store = coxless.connect(servers.address(names[0]))
     samples: dict[str, list[float]] = {name: [] for name in names}
     server: Counter[str] = Counter()
     meets = {}
     for number, name in enumerate(names):
-        meets[name] = METHODS[name](
-            rank, size, coxless.connect(addresses[name.endswith("recording")]), f"m{number}", **options_of(name, record)
-        )
+        meets[name] = METHODS[name](rank, size, coxless.connect(servers.address(name)), f"m{number}", **options_of(name, record))
     for block in range(BLOCKS):
         for name in names:
             meet, _ = meets[name]
@@ -72,14 +74,14 @@ def run_rank(
             for i in range(first, first + 5):
                 meet(i)
             store.barrier(f"warm:{block}:{name}", size, methods.LONG)
-            before = cpu() if rank == 0 else 0.0
+            before = servers.cpu(name) if rank == 0 else 0.0
             for i in range(first + 5, first + 5 + iterations):
                 begun = time.perf_counter()
                 meet(i)
                 samples[name].append(time.perf_counter() - begun)
             store.barrier(f"end:{block}:{name}", size, methods.LONG)
             if rank == 0:
-                server[name] += cpu() - before
+                server[name] += servers.cpu(name) - before
     for name in names:
         meets[name][1]()
     return {"medians": {name: statistics.median(values) for name, values in samples.items()},
@@ -87,29 +89,38 @@ def run_rank(
             "server": dict(server)}  # fmt: skip
 
 
-def cpu_of(*pids: int) -> Callable[[], float]:
-    tick = os.sysconf("SC_CLK_TCK")
+class Servers:
+    """Where each method finds its store. There is one crew on a store, so each that runs a crew has its own."""
 
-    def read() -> float:
+    def __init__(self, names: list[str], stack: contextlib.ExitStack) -> None:
+        tcp, recording = (stack.enter_context(start_server()) for _ in range(2))
+        self._places = dict.fromkeys(names, (tcp.address, (tcp.pid,)))
+        for name in names:
+            if name.endswith("recording"):
+                self._places[name] = (recording.address, (recording.pid,))
+            elif "etcd" in name:
+                cluster = stack.enter_context(LocalEtcd(3, in_memory=name == IN_MEMORY))
+                self._places[name] = (cluster.address("bench"), tuple(map(cluster.pid, range(3))))
+
+    def address(self, name: str) -> str:
+        return self._places[name][0]
+
+    def cpu(self, name: str) -> float:
+        """Processor time (s) that the servers of this method have used so far."""
         total = 0
-        for pid in pids:
+        for pid in self._places[name][1]:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             total += int(fields[11]) + int(fields[12])
-        return total / tick
-
-    return read
+        return total / os.sysconf("SC_CLK_TCK")
 
 
 def measure(size: int, iterations: int, names: list[str], *, threads: bool) -> dict[str, dict[str, float]]:
     """One run. Returns for each method: median (s), p99 (s), ratio to the floor, server CPU (s) per rank and iteration."""
     record = tempfile.mkdtemp(prefix="coxless-bench-")
     try:
-        with (
-            start_server() as server,
-            start_server() as second,
-        ):  # the second for the crew that records: there is one crew on a store
-            cpu = cpu_of(server.pid, second.pid)
-            arguments = [(rank, size, (server.address, second.address), names, iterations, record, cpu) for rank in range(size)]
+        with contextlib.ExitStack() as stack:
+            servers = Servers(names, stack)
+            arguments = [(rank, size, servers, names, iterations, record) for rank in range(size)]
             results = in_threads(arguments) if threads else in_processes(arguments)
     finally:
         shutil.rmtree(record, ignore_errors=True)
@@ -204,6 +215,9 @@ def traffic(size: int, names: list[str], iterations: int = 100) -> dict[str, dic
     for name in names:
         if name == "gloo barrier":
             continue
+        if "etcd" in name:
+            rows[name] = etcd_traffic(size, iterations)
+            continue
         with start_server() as server:
             counts: list[Counter[str]] = [Counter() for _ in range(size)]
             moved = [0] * size
@@ -246,6 +260,50 @@ def traffic(size: int, names: list[str], iterations: int = 100) -> dict[str, dic
     return rows
 
 
+def etcd_traffic(size: int, iterations: int) -> dict[str, float]:
+    """Calls to etcd (transactions and watches) per rank and iteration, and the bytes of what is asked and answered, without gRPC's own."""
+    from coxless.stores.etcd_cluster import Cluster
+
+    counter: Counter[str] = Counter()
+    once, stream = Cluster.once, Cluster.stream
+
+    def counted(cluster: Cluster, method: Any, request: Any, deadline: Any) -> Any:
+        answer = once(cluster, method, request, deadline)
+        counter["commands"] += 1
+        counter["bytes"] += request.ByteSize() + answer.ByteSize()
+        return answer
+
+    def opened(cluster: Cluster, method: Any, request: Any, *rest: Any) -> Any:
+        counter["commands"] += 1
+        counter["bytes"] += request.ByteSize()
+        return stream(cluster, method, request, *rest)
+
+    gate = threading.Barrier(size)
+
+    def work(rank: int, address: str) -> None:
+        with coxless.join(address, rank=rank, world_size=size, patience=datetime.timedelta(seconds=0.5)) as crew:
+            crew.advance()
+            crew.advance()
+            gate.wait()
+            counter.clear()
+            gate.wait()
+            for _ in range(iterations):
+                crew.advance()
+            gate.wait()
+
+    with LocalEtcd(1) as cluster:
+        Cluster.once, Cluster.stream = counted, opened  # type: ignore[method-assign]
+        try:
+            threads = [threading.Thread(target=work, args=(rank, cluster.address("traffic"))) for rank in range(size)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            Cluster.once, Cluster.stream = once, stream  # type: ignore[method-assign]
+    return {name: counter[name] / (size * iterations) for name in ("commands", "bytes")}
+
+
 def bytes_of(store: dist.Store) -> int:
     """Bytes sent and received so far on the client's connection, as the kernel counts them (Linux, TCP_INFO)."""
     match = re.search(r"client=.*?\bfd=(\d+)", repr(store))
@@ -280,6 +338,8 @@ def main(processes: str, threads: str, iterations: int, out: Path, name: str) ->
     for size in numbers(threads):
         # gloo connects every pair, and recording is no different here: neither says anything at these sizes
         some = [name for name in names if name not in ("gloo barrier", "coxless, recording", "as drawn")]
+        if size > 128:  # a second and more for each, in one Python process: that is not etcd's time any more
+            some = [name for name in some if "etcd" not in name]
         data["threads"][size] = measure(size, max(10, iterations * 16 // size), some, threads=True)
         report.show(f"{size} threads", data["threads"][size])
     for size in (4, 16):

@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 from pathlib import Path
 
@@ -16,9 +16,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from coxless.address import parse
+from coxless.errors import CoxlessError
 from coxless.supervisor import Event, Exited, Kind, Supervisor
 
-from . import schedule
+from . import members, schedule
 from .drill import PLAN
 from .history import Fault, History, read
 from .schedule import Kill, Plan
@@ -39,10 +41,27 @@ LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 @click.option("--accuracy", default=0.95, show_default=True, help="What has to be reached.")
 @click.option("--limit", default=170, show_default=True, help="Seconds after which the run is given up.")
 @click.option(
+    "--store",
+    metavar="ADDRESS",
+    help="A store that runs already, such as etcd://HOST:2379/RUN, and holds nothing; else one is started.",
+)
+@click.option(
+    "--etcd", is_flag=True, help="On an etcd of three members, of which the leader and another one are killed meanwhile."
+)
+@click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), help="Where everything is written; else a folder below out/."
 )
 def main(
-    ranks: int, steps: int, seed: int, kills: tuple[str, ...], step_time: float, accuracy: float, limit: int, out: Path | None
+    ranks: int,
+    steps: int,
+    seed: int,
+    kills: tuple[str, ...],
+    step_time: float,
+    accuracy: float,
+    limit: int,
+    store: str | None,
+    etcd: bool,
+    out: Path | None,
 ) -> None:
     """Four ranks learn handwritten digits while some of them are killed. Exits with 1 when a promise is not kept."""
     console = Console()
@@ -55,6 +74,10 @@ def main(
         chosen = () if kills == ("none",) else tuple(map(schedule.parse, kills)) or schedule.draw(seed, ranks, steps)
         plan = Plan(ranks, steps, chosen, step_time)
         schedule.check(plan)
+        if etcd and store is not None:
+            raise ValueError("--etcd starts a store of its own: give no --store with it")
+        if store is not None:
+            parse(store)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
     folder = out or Path("out") / "digits" / time.strftime("%Y%m%d-%H%M%S")
@@ -66,23 +89,34 @@ def main(
         f"{ranks} ranks, {steps} updates; {', '.join(map(str, chosen)) or 'no kills'}; everything is written to {folder}"
     )
 
-    ended = run(plan, folder, limit, console)
+    try:
+        with members.etcd(steps, lambda text: console.print(f"          {text}")) if etcd else nullcontext() as deaths:
+            ended = run(plan, folder, limit, console, store=store, deaths=deaths)
+    except CoxlessError as error:
+        raise click.ClickException(str(error)) from None
     history = read(folder, plan)
     if not history.decisions:
         console.print("[red]No iteration was ever agreed on.[/]", *_last_words(folder), sep="\n", markup=True)
         sys.exit(1)
     console.print(timeline(history), recoveries(history))
-    good = verdict(history, folder, accuracy, ended, console)
+    good = verdict(history, folder, accuracy, ended, console, deaths=deaths)
     if not good:
         console.print(*_last_words(folder), sep="\n", markup=False)
         again = " ".join(
-            ["python -m examples.digits", f"--ranks {ranks} --steps {steps}", *(f"--kill {kill}" for kill in chosen or ["none"])]
+            [
+                "python -m examples.digits",
+                f"--ranks {ranks} --steps {steps}",
+                *(["--etcd"] if etcd else []),
+                *(f"--kill {kill}" for kill in chosen or ["none"]),
+            ]
         )
         console.print(f"[red]Not all of it is so.[/] To run it again: {again}")
     sys.exit(0 if good else 1)
 
 
-def run(plan: Plan, folder: Path, limit: float, console: Console) -> bool:
+def run(
+    plan: Plan, folder: Path, limit: float, console: Console, *, store: str | None = None, deaths: members.Deaths | None = None
+) -> bool:
     """Runs all processes and shows how they get on; whether they ended in time."""
 
     def restart(exited: Exited) -> timedelta | None:
@@ -104,6 +138,7 @@ def run(plan: Plan, folder: Path, limit: float, console: Console) -> bool:
         supervisor = Supervisor(
             [sys.executable, "-m", "examples.digits.drill"],
             ranks=plan.ranks,
+            store=store if deaths is None else deaths.address,
             restart=restart,
             max_restarts=len(plan.kills),
             environment=environment,
@@ -119,7 +154,9 @@ def run(plan: Plan, folder: Path, limit: float, console: Console) -> bool:
                 time.sleep(0.02)
                 ended = supervisor.poll()
                 if time.monotonic() - seen > 0.25:
-                    show.iterations(folder)
+                    updates = show.iterations(folder)
+                    if deaths is not None and not ended:
+                        deaths.look(updates)
                     seen = time.monotonic()
             show.iterations(folder)
     if not ended:
@@ -136,6 +173,7 @@ class _Show:
         self._bar = progress.add_task("starting", total=plan.steps)
         self._read: dict[Path, int] = {}
         self._began = time.monotonic()
+        self._updates = 0
 
     def event(self, event: Event) -> None:
         """Says what the supervisor saw."""
@@ -155,8 +193,8 @@ class _Show:
             )
         self._progress.console.print(f"{event.at - self._began:6.1f} s  {text}")
 
-    def iterations(self, folder: Path) -> None:
-        """Reads what the ranks have written since the last look."""
+    def iterations(self, folder: Path) -> int:
+        """Reads what the ranks have written since the last look; how many updates there are by now."""
         for path in folder.glob("rank*.jsonl"):
             with path.open("rb") as file:
                 file.seek(self._read.get(path, 0))
@@ -168,12 +206,14 @@ class _Show:
                     ranks = " ".join(member.partition(".")[0] for member in line["participants"])
                     self._progress.update(self._bar, description=f"iteration {line['iteration']}, ranks {ranks}")
                 elif line["event"] == "applied":
+                    self._updates = max(self._updates, line["position"])
                     self._progress.update(self._bar, completed=line["position"])
                 elif line["event"] == "received" and line["iteration"] > 1:
                     self._progress.console.print(
                         f"{line['t'] - self._began:6.1f} s  rank {line['me'].partition('.')[0]} [green]has received the state[/]"
                         f" of {line['position']} updates in {line['seconds'] * 1000:.0f} ms (iteration {line['iteration']})"
                     )
+        return self._updates
 
 
 @contextmanager
@@ -232,7 +272,9 @@ def recoveries(history: History) -> Table:
     return table
 
 
-def verdict(history: History, folder: Path, accuracy: float, ended: bool, console: Console) -> bool:
+def verdict(
+    history: History, folder: Path, accuracy: float, ended: bool, console: Console, *, deaths: members.Deaths | None = None
+) -> bool:
     """Prints every check; whether all hold."""
     from .verdict import checks, recorded  # imports torch: not before the ranks are at work
 
@@ -240,6 +282,8 @@ def verdict(history: History, folder: Path, accuracy: float, ended: bool, consol
         ("the run ended in time", ended, ""),
         *((c.claim, c.holds, c.shown) for c in checks(history, folder, accuracy=accuracy)),
     ]
+    if deaths is not None:
+        results.append(("members of etcd were killed meanwhile", deaths.all_done, ", ".join(deaths.done)))
     admitted = recorded(folder / RECORD)
     results.append((admitted.claim, admitted.holds, admitted.shown))
     table = Table("", "", "", title="Verdict", show_header=False)

@@ -116,7 +116,11 @@ def serve(host: str, port: int, log_file: Path | None) -> None:
 @click.option("--first-rank", type=click.IntRange(min=0), default=0, show_default=True, help="Rank of the first of them.")
 @click.option("--world-size", type=click.IntRange(min=1), help="Ranks of the whole crew, when others run elsewhere.")
 @click.option(
-    "--store", metavar="HOST:PORT", help="A store that runs already ('coxless serve'); else one is started for this run."
+    "--store",
+    metavar="ADDRESS",
+    envvar="COXLESS_STORE",
+    show_envvar=True,
+    help="A store that runs already: HOST:PORT ('coxless serve'), etcd://HOST:2379,…/RUN or file:///PATH; else one is started for this run.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address of the store that is started.")
 @click.option("--port", default=0, type=click.IntRange(0, 65535), help="Port of the store that is started; 0: any free one.")

@@ -5,9 +5,11 @@ import re
 import socket
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import Store, TCPStore
 
 from . import keys
+from .stores import as_etcd
+from .stores import base_of as base_of  # for everybody
 
 CONNECT_TIMEOUT = timedelta(seconds=10)
 """How long connecting to a store may take, unless the caller says otherwise."""
@@ -31,9 +33,9 @@ def fresh_client(origin: Store) -> Store:
 
 
 def has_native_barrier(store: Store) -> bool:
-    """Whether Store.barrier is one command of this store's server. Under a PrefixStore it is several, on keys of its own; older torch
+    """Whether Store.barrier is one command of this store's server (of etcd one transaction). Under a PrefixStore it is several, on keys of its own; older torch
     has none."""
-    return isinstance(store, TCPStore) and hasattr(store, "barrier")
+    return (isinstance(store, TCPStore) and hasattr(store, "barrier")) or getattr(store, "native_barrier", False)
 
 
 def runs_server(store: Store) -> bool:
@@ -48,7 +50,9 @@ def client_socket(store: Store) -> socket.socket | None:
 
 
 def address(store: Store) -> str:
-    """host:port of a TCPStore, else the kind of store; for messages."""
+    """host:port of a TCPStore, the members and the run in etcd, else the kind of store; for messages."""
+    if etcd := as_etcd(store):
+        return str(etcd.etcd)
     where = host_and_port(store)
     return type(store).__name__ if where is None else f"{where[0]}:{where[1]}"
 
@@ -58,10 +62,3 @@ def host_and_port(store: Store) -> tuple[str, int] | None:
     base = base_of(store)
     host, port = getattr(base, "host", None), getattr(base, "port", None)
     return None if host is None or port is None else (host, port)
-
-
-def base_of(store: Store) -> Store:
-    """The store under the prefixes."""
-    while isinstance(store, PrefixStore):
-        store = store.underlying_store
-    return store

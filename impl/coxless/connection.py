@@ -3,6 +3,7 @@
 TCPStore's own timeouts assume a live server: with the server stopped, `wait(1s)`, `add` and even `clone()` block until it resumes. So
 every operation here runs under a watchdog, which shuts the client's socket down from another thread when the reply is overdue;
 the blocked call then raises, and the client is discarded. No client ever reconnects by itself: `reconnect` clones a new one.
+(An EtcdStore keeps its time limits itself and has no socket to shut down; the rest is the same.)
 """
 
 import contextlib
@@ -25,6 +26,7 @@ from .attempt import Attempt
 from .client import CLIENT_TIMEOUT, CONNECT_TIMEOUT, address, base_of, client_socket, fresh_client, has_native_barrier
 from .errors import CorruptStoreError, StoreUnreachableError
 from .protocol.operations import ConnectionBroken
+from .stores import let_go
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +58,7 @@ class Connection:
         self.flight = 0
         """What the watchdog looks at: odd while an operation is in flight."""
         self._store = store
+        self._owned = False
         self._socket: socket.socket | None = None
         self._attempt: Attempt[Store] | None = None
         _watchdog.watch(self)
@@ -67,7 +70,9 @@ class Connection:
         self._native_barrier = has_native_barrier(store)
         self._plain_timeouts = not isinstance(base_of(store), TCPStore)
         self._barrier = store.barrier if self._native_barrier else self._emulated_barrier
+        self._compare_set_and_wake = getattr(store, "compare_set_and_wake", None)
         self._socket = client_socket(store)
+        self._owned = True
         self.flight += self.flight % 2  # an exception from a signal handler may have left it odd
         self.broken = False
 
@@ -95,12 +100,15 @@ class Connection:
         return value
 
     def set(self, key: str, value: str) -> None:
-        """Has no reply: it "succeeds" on a dead server too, until the next operation that has one."""
-        self._call(self._store.set, key, value)
+        """Has no reply: it "succeeds" on a dead server too, until the next operation that has one. So it is with a store whose `set` has
+        one: what breaks is told by the next operation. (The protocol, and the model of it, know no other.)"""
+        with contextlib.suppress(ConnectionBroken):
+            self._call(self._store.set, key, value)
 
     def append(self, key: str, value: str) -> None:
         """Like `set`, but adds to what is there."""
-        self._call(self._store.append, key, value)
+        with contextlib.suppress(ConnectionBroken):
+            self._call(self._store.append, key, value)
 
     def compare_set(self, key: str, expected: str, desired: str) -> str:
         """`desired` if the key held `expected` (or was missing, and `expected` is ""), else what it holds; `expected` if it is missing."""
@@ -121,15 +129,20 @@ class Connection:
         return True
 
     def barrier_then_compare_set(
-        self, key: str, size: int, patience: timedelta, target: str, expected: str, desired: str
+        self, key: str, size: int, patience: timedelta, target: str, expected: str, desired: str, wake: str = ""
     ) -> tuple[bool] | tuple[bool, str]:
-        """`barrier`, and if all came, `compare_set`: the replies. The fast path's two operations without a call between them."""
+        """`barrier`, and if all came, `compare_set`: the replies. The fast path's two operations without a call between them.
+
+        wake: where the store can, it is set together with the register, and `wakes` is True: one commit less in etcd.
+        """
         if self.broken:
             raise ConnectionBroken
         self.flight += 1
         try:
             self._barrier(key, size, patience)
             self.flight += 2
+            if wake and self._compare_set_and_wake is not None:
+                return True, _text(target, self._compare_set_and_wake(target, expected, desired, wake))
             return True, _text(target, self._store.compare_set(target, expected, desired))
         except DistNetworkError as error:
             self.broken = True
@@ -143,6 +156,11 @@ class Connection:
             raise
         finally:
             self.flight += 1
+
+    @property
+    def wakes(self) -> bool:
+        """Whether `barrier_then_compare_set` sets what it is given as `wake`."""
+        return self._compare_set_and_wake is not None
 
     def _emulated_barrier(self, key: str, size: int, patience: timedelta) -> None:
         opened = key + OPENED
@@ -205,7 +223,9 @@ class Connection:
             if attempt.ended(0.1):
                 self._attempt = None
                 try:
-                    self._adopt(attempt.result())
+                    fresh = attempt.result()
+                    self._let_go()
+                    self._adopt(fresh)
                     return
                 except (RuntimeError, OSError) as error:  # DistNetworkError and the like
                     reason = str(error).partition("\n")[0]
@@ -219,6 +239,11 @@ class Connection:
         _watchdog.forget(self)
         self.broken = True
         self._close_socket()
+        self._let_go()
+
+    def _let_go(self) -> None:
+        if self._owned:
+            let_go(self._store)
 
     def _close_socket(self) -> None:
         if self._socket is not None:

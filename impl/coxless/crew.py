@@ -302,9 +302,10 @@ def join(
 ) -> Crew:
     """Take this rank's place in the crew. Does not wait for the others: the first iteration does.
 
-    store: any torch.distributed.Store of a kind that can carry the protocol (TCPStore with libuv, HashStore between threads,
-        FileStore), or an address such as "10.0.0.1:29400". None: COXLESS_STORE; else MASTER_ADDR and MASTER_PORT, where rank 0
-        starts an embedded server, unless torchrun already runs one there.
+    store: any torch.distributed.Store of a kind that can carry the protocol (TCPStore with libuv, EtcdStore, HashStore between
+        threads, FileStore), or an address: "10.0.0.1:29400", "etcd://10.0.0.1:2379/job-17", "file:///shared/job-17". None:
+        COXLESS_STORE; else MASTER_ADDR and MASTER_PORT, where rank 0 starts an embedded server, unless torchrun already runs
+        one there.
     rank, world_size: from RANK and WORLD_SIZE when None. Founding waits for world_size ranks; more may join later.
     min_ranks: an iteration is never decided with fewer participants. Must be the same on all ranks.
     heartbeat_interval, heartbeat_timeout, patience, join_timeout, timeout: see `Timing`.

@@ -10,11 +10,13 @@ from datetime import timedelta
 from typing import Protocol
 
 from . import keys
+from .address import redacted
 from .connection import Connection
 from .errors import CoxlessError
 from .protocol.operations import ConnectionBroken
 from .records import DEAD, LEFT
 from .store import connect
+from .stores import let_go
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +114,7 @@ class DeadMarker:
             elif time.monotonic() < until:
                 self._push(time.monotonic() + RETRY_AFTER, until, rank, tokens, first)
             else:
-                logger.warning("rank %d could not be marked dead: the store at %s did not answer", rank, self._address)
+                logger.warning("rank %d could not be marked dead: the store at %s did not answer", rank, redacted(self._address))
         if self._connection is not None:
             self._connection.close()
 
@@ -129,7 +131,9 @@ class DeadMarker:
     def _connected(self) -> bool:
         try:
             if self._connection is None:
-                self._connection = Connection(connect(self._address, timeout=timedelta(seconds=5)))
+                store = connect(self._address, timeout=timedelta(seconds=5))
+                self._connection = Connection(store)  # which has a clone
+                let_go(store)
             elif self._connection.broken:
                 self._connection.reconnect(time.monotonic() + 1.0)
         except (CoxlessError, RuntimeError, ValueError) as error:

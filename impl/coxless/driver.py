@@ -112,7 +112,13 @@ class Driver:
         self.unfinished = self._in_doubt = True
         try:
             replies = connection.barrier_then_compare_set(
-                f"{BARRIER}{k}:count", len(epoch.members), self.patience, keys.REGISTER, state.record_text(), head + epoch.me
+                f"{BARRIER}{k}:count",
+                len(epoch.members),
+                self.patience,
+                keys.REGISTER,
+                state.record_text(),
+                head + epoch.me,
+                keys.full(k),
             )
         except ConnectionBroken:
             return self.run(None, deadline=deadline)
@@ -122,7 +128,7 @@ class Driver:
             if winner is not None:
                 record = Record(generation, k + 1, name, True, False, winner)
                 state.decide_in_epoch(record, text)
-                if winner == state.me:
+                if winner == state.me and not connection.wakes:
                     with suppress(ConnectionBroken):
                         connection.set(keys.full(k), "1")
                 self.unfinished = self._in_doubt = False
@@ -202,11 +208,12 @@ class Driver:
 
     def _recover(self, deadline: float) -> None:
         """Tell the generator that its connection broke; an interrupted one cannot be told any more, and another one goes on from there."""
+        if self.connection.broken:
+            self.connection.reconnect(deadline)
+        # Only now: until then it may still take effect, in a server that was stopped, say.
         if self.recorder is not None and self._operation is not None:
             self.recorder.broken(self._operation, self._began)
         self._operation = None
-        if self.connection.broken:
-            self.connection.reconnect(deadline)
         # Should this rank have to create the register again, then as another genesis: the join timeout counts from each.
         self.state.generation = os.urandom(4).hex()
         self._generator = recover(self.state)

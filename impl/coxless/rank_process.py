@@ -13,6 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from .address import TcpAddress, is_local, parse
 from .output import Forwarder
 from .torch_environment import quiet_torch
 
@@ -25,10 +26,15 @@ def rank_environment(
     """What torchrun would set, and COXLESS_STORE.
 
     MASTER_ADDR and MASTER_PORT are the store's, as torchrun's are those of its agent's store: init_process_group("env://") works with
-    it, as a client, because of TORCHELASTIC_USE_AGENT_STORE.
+    it, as a client, because of TORCHELASTIC_USE_AGENT_STORE. The three are left as they were when the store is no TCPStore: then it
+    is init_process_group(store=coxless.store.store_from_env(), …).
     """
-    host, _, port = store.removeprefix("tcp://").rpartition(":")
+    where = parse(store)
+    master = {}
+    if isinstance(where, TcpAddress):
+        master = {"MASTER_ADDR": where.host, "MASTER_PORT": str(where.port), "TORCHELASTIC_USE_AGENT_STORE": "True"}
     return {
+        **master,
         "RANK": str(rank),
         "LOCAL_RANK": str(local_rank),
         "ROLE_RANK": str(rank),
@@ -38,12 +44,9 @@ def rank_environment(
         "ROLE_WORLD_SIZE": str(world_size),
         "GROUP_WORLD_SIZE": str(-(-world_size // ranks)),
         "ROLE_NAME": "default",
-        "MASTER_ADDR": host.strip("[]"),
-        "MASTER_PORT": port,
         "TORCHELASTIC_RESTART_COUNT": str(restarts),
         "TORCHELASTIC_MAX_RESTARTS": str(max_restarts),
         "TORCHELASTIC_RUN_ID": run_id,
-        "TORCHELASTIC_USE_AGENT_STORE": "True",
         "COXLESS_STORE": store,
     }
 
@@ -96,7 +99,7 @@ class RankProcess:
         self._member_file = Path(name)
         full = {**os.environ, "PYTHONUNBUFFERED": "1", **environment, "COXLESS_MEMBER_FILE": name}
         quiet_torch(full)
-        if sys.platform.startswith("linux") and full.get("MASTER_ADDR", "").startswith("127."):
+        if sys.platform.startswith("linux") and is_local(full.get("COXLESS_STORE", "")):
             # All ranks are on this machine: gloo need not find an interface by the host's name, which often has no address.
             full.setdefault("GLOO_SOCKET_IFNAME", "lo")
         try:

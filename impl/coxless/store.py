@@ -12,30 +12,36 @@ from .torch_environment import quiet_torch
 
 quiet_torch()
 
-from torch.distributed import FileStore, HashStore, Store, TCPStore  # noqa: E402
+from torch.distributed import DistError, FileStore, HashStore, Store, TCPStore  # noqa: E402
 
+from .address import Address, EtcdAddress, FileAddress, TcpAddress, parse  # noqa: E402
 from .attempt import Attempt  # noqa: E402
 from .binding import bind, resolve  # noqa: E402
 from .client import CONNECT_TIMEOUT, base_of, fresh_client  # noqa: E402
 from .client import address as address_of  # noqa: E402
 from .errors import CoxlessError, StoreUnreachableError, UnfitStoreError  # noqa: E402
+from .stores import as_etcd  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-_FIT = "a TCPStore with use_libuv=True, a HashStore or a FileStore, or a PrefixStore over one of them"
+_FIT = "a TCPStore with use_libuv=True, an EtcdStore, a HashStore or a FileStore, or a PrefixStore over one of them"
 
 
 def connect(address: str, *, timeout: timedelta = CONNECT_TIMEOUT) -> Store:
-    """A client of the TCPStore server at `address`: "host:port" or "tcp://host:port".
+    """A client of the store at `address`: a TCPStore server ("host:port" or "tcp://host:port"), etcd ("etcd://host:2379,host:2379/run"), or a
+    file that all ranks see ("file:///path").
 
     A server that is not up yet is waited for, until `timeout` is over.
 
     Raises ValueError for an address that is none, StoreUnreachableError when no store answered in time, UnfitStoreError when the one
-    that answered cannot carry the protocol.
+    that answered cannot carry the protocol, CoxlessError for etcd without the extra `coxless[etcd]`.
     """
-    host, port = parse_address(address)
+    parsed = parse(address)
+    if not isinstance(parsed, TcpAddress):
+        return _other(parsed, address, timeout)
+    host, port = parsed.host, parsed.port
     deadline = time.monotonic() + timeout.total_seconds()
     # TCPStore's own time limit holds for each phase of connecting (3 s took 7.9 s) and not at all for a server that is stopped, so
     # a plain socket finds out first whether anything listens, and the client is made under a deadline.
@@ -61,7 +67,7 @@ def embedded_store(rank: int, host: str, port: int, *, timeout: timedelta = CONN
 
 
 def store_from_env(*, timeout: timedelta = CONNECT_TIMEOUT, environment: Mapping[str, str] = os.environ) -> Store:
-    """The store that the launcher of this process means: the server at COXLESS_STORE if that is set (`coxless run` does), under torchrun
+    """The store that the launcher of this process means: the one at COXLESS_STORE if that is set (`coxless run` does), under torchrun
     the store of its agent (it outlives the ranks), else one embedded in rank 0 at MASTER_ADDR:MASTER_PORT.
 
     Raises ValueError when the environment names no store, and what `connect` and `embedded_store` raise.
@@ -71,7 +77,7 @@ def store_from_env(*, timeout: timedelta = CONNECT_TIMEOUT, environment: Mapping
     host, port = environment.get("MASTER_ADDR"), environment.get("MASTER_PORT")
     if not host or not port:
         raise ValueError(
-            "no store is named: set COXLESS_STORE=host:port (or MASTER_ADDR and MASTER_PORT), or start this with 'coxless run'"
+            "no store is named: set COXLESS_STORE=host:port or etcd://… (or MASTER_ADDR and MASTER_PORT), or start this with 'coxless run'"
         )
     host, number = parse_address(f"{host}:{port}" if ":" not in host else f"[{host}]:{port}")
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
@@ -90,7 +96,7 @@ def refuse_unfit(store: Store, *, timeout: timedelta = CONNECT_TIMEOUT) -> None:
     Raises StoreUnreachableError when its server does not answer within `timeout`.
     """
     base = base_of(store)
-    if isinstance(base, HashStore | FileStore):
+    if isinstance(base, HashStore | FileStore) or as_etcd(base) is not None:
         return
     if not isinstance(base, TCPStore):
         raise UnfitStoreError(f"{type(base).__name__} is not known to wake its waiters as the protocol needs; use {_FIT}")
@@ -122,15 +128,30 @@ def _legacy(store: TCPStore) -> str:
 
 def parse_address(address: str) -> tuple[str, int]:
     """Host and port of "host:port", "tcp://host:port" or "[v6]:port". Raises ValueError."""
-    rest = address.removeprefix("tcp://")
-    host, colon, port = rest.rpartition(":")
-    if host.startswith("[") and host.endswith("]"):
-        host = host[1:-1]
-    elif ":" in host:
-        colon = ""
-    if not colon or not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 65536:
-        raise ValueError(f"{address!r} is not the address of a store: it has the form host:port, such as 127.0.0.1:29400")
-    return host, int(port)
+    parsed = parse(address)
+    if not isinstance(parsed, TcpAddress):
+        raise ValueError(f"{str(parsed)!r} is not the address of a TCPStore: that has the form host:port")
+    return parsed.host, parsed.port
+
+
+def _other(parsed: Address, address: str, timeout: timedelta) -> Store:
+    if isinstance(parsed, FileAddress):
+        if not parsed.path.parent.is_dir():
+            raise StoreUnreachableError(
+                f"there is no folder {parsed.path.parent} for the store {parsed}: make it first, where all ranks see it"
+            )
+        file = FileStore(str(parsed.path), -1)  # a store of no fixed number of clients, none of which deletes the file
+        file.set_timeout(timeout)
+        return file
+    assert isinstance(parsed, EtcdAddress)
+    try:
+        from .stores.etcd import EtcdStore
+    except ModuleNotFoundError as error:
+        raise CoxlessError(f"{parsed} needs the extra 'etcd' ({error.name} is missing): pip install 'coxless[etcd]'") from None
+    try:
+        return EtcdStore(address, timeout)
+    except DistError as error:  # out of reach, or it refuses the login
+        raise StoreUnreachableError(str(error)) from None
 
 
 def _joined(host: str, port: int) -> str:

@@ -18,6 +18,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from .address import parse
 from .dead_marks import DeadMarker, mark_dead
 from .errors import CoxlessError
 from .events import Event, Exited, Kind, RestartPolicy, backoff, never
@@ -25,7 +26,8 @@ from .output import Forwarder, OnLine, print_line
 from .rank_process import RankProcess, rank_environment
 from .recording import Recorder, recorder_from_env
 from .server import StoreServer
-from .store import connect, parse_address
+from .store import connect
+from .stores import let_go
 
 __all__ = ["INTERRUPTED", "Event", "Exited", "Kind", "RestartPolicy", "Supervisor", "backoff", "mark_dead", "never"]
 
@@ -57,7 +59,7 @@ class Supervisor:
     run() belong to one thread, with whose end the ranks die too (Linux); `pid`, `kill` and `request_stop` may be called from any, and from `on_event`.
 
     command: what to execute, for example [sys.executable, "train.py"].
-    store: "host:port" of a running server; None starts one at `host`:`port`, and starts it again whenever it dies.
+    store: the address of a running store ("host:port", "etcd://…", "file://…"); None starts one at `host`:`port`, and starts it again whenever it dies.
     restart: decides for each process that failed whether and after what delay the rank is started again.
     on_event: called with each Event; marked_dead and the store's come from other threads.
     on_line: called with each line that a rank prints; the default prints it with a prefix.
@@ -93,7 +95,7 @@ class Supervisor:
         if max_restarts < 0:
             raise ValueError(f"max_restarts is {max_restarts}: 0 means never")
         if store is not None:
-            parse_address(store)
+            parse(store)
         self.world_size = world_size if world_size is not None else first_rank + ranks
         if self.world_size < first_rank + ranks:
             raise ValueError(
@@ -139,7 +141,7 @@ class Supervisor:
                 self._server.start()
                 self._tell(Kind.STORE_STARTED, pid=self._server.pid, detail=self._server.address)
             else:
-                connect(self._given_store)  # one clear error here instead of one from each rank
+                let_go(connect(self._given_store))  # one clear error here instead of one from each rank
             self._forwarder = Forwarder(self._on_line)
             self._folder = Path(tempfile.mkdtemp(prefix="coxless-run-"))
             for rank in self._ranks:
@@ -251,7 +253,7 @@ class Supervisor:
 
     @property
     def store_address(self) -> str:
-        """Where the store is, as "host:port"."""
+        """Where the store is, as "host:port" or as it was given, with the password if one was given."""
         if self._given_store is not None:
             return self._given_store.removeprefix("tcp://")
         if self._server is None:

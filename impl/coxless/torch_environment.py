@@ -1,4 +1,5 @@
-"""Two environment variables that keep TCPStore from stalling. They must be set before torch is imported in the process.
+"""Two environment variables that keep TCPStore from stalling, and one that keeps gRPC quiet. They must be set before torch (or gRPC) is
+imported in the process.
 
 TCPStore names the peers in its log lines by reverse-DNS look-ups, synchronously: in every wait that times out, in every constructor of a
 client, and, on the server's event loop, for each new connection. With a slow resolver each costs seconds.
@@ -12,6 +13,8 @@ QUIET = {
     "TORCH_CPP_LOG_LEVEL": "ERROR",
     # What look-ups remain are bounded to a second.
     "RES_OPTIONS": "timeout:1 attempts:1",
+    # Only used with etcd: else it prints a line on stderr for each fork, that is for each worker of a data loader.
+    "GRPC_VERBOSITY": "ERROR",
 }
 
 

@@ -8,6 +8,8 @@ from coxless_model.environment import hardened
 from coxless_traces.edge_cover import RESET_COST, cover, exact_cover, greedy_cover, replay_cover, sample, state_graph
 from coxless_traces.targets import target
 
+from ..conftest import needs_etcd
+
 
 def cost(runs):
     return sum(map(len, runs)) + RESET_COST * (len(runs) - 1)
@@ -48,9 +50,10 @@ def test_all_transitions_with_a_crash_a_restart_and_a_wrong_suspicion_on_a_dict(
     assert covered.share == 1.0
 
 
-def test_a_fixed_share_of_them_on_a_real_store():
+@pytest.mark.parametrize("name", ["tcp", pytest.param("etcd", marks=needs_etcd())])
+def test_a_fixed_share_of_them_on_a_real_store(name):
     system = hardened(2, 2, crashes=1, restarts=1, suspicions=1)
     graph = state_graph(system)
-    with target("tcp") as store:
+    with target(name) as store:
         covered = replay_cover(system, store, graph, sample(cover(graph), 0.01))
     assert covered.share > 0.02

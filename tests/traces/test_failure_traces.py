@@ -10,6 +10,8 @@ from coxless_traces.commands import cover, mapping, replay
 from coxless_traces.drawn_replay import DrawnReplay, hardened_on
 from coxless_traces.targets import target
 
+from ..conftest import needs_etcd
+
 TRACES = sorted((Path(__file__).parents[2] / "traces").glob("*.itf.json"))
 DAMAGE = {
     "two_winners": "iteration 1 has the winners 0, 1",
@@ -26,9 +28,9 @@ DAMAGE = {
 }
 
 
-@pytest.fixture(scope="module")
-def store():
-    with target("tcp") as opened:
+@pytest.fixture(scope="module", params=["tcp", pytest.param("etcd", marks=needs_etcd())])
+def store(request):
+    with target(request.param) as opened:
         yield opened
 
 

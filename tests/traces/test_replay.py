@@ -1,11 +1,19 @@
 """Random walks of the model, replayed on every kind of store: model and implementation take the same steps."""
 
-import pytest
+from pathlib import Path
 
+import pytest
+from click.testing import CliRunner
+
+from coxless.server import start_server
+from coxless.store import connect
 from coxless_model.environment import hardened
+from coxless_traces.commands import replay
 from coxless_traces.replay import Lockstep, Mismatch
 from coxless_traces.targets import Memory, target
 from coxless_traces.walks import replay_walk, walk
+
+from ..conftest import needs_etcd
 
 QUIET = {"crashes": 1, "restarts": 1, "suspicions": 1}
 ROUGH = QUIET | {
@@ -25,7 +33,7 @@ def test_walks_on_a_dict(ranks, faults, walks):
     assert sum(replay_walk(system, memory, seed, 300) for seed in range(walks)) > 30 * walks
 
 
-@pytest.mark.parametrize("name", ["hash", "tcp"])
+@pytest.mark.parametrize("name", ["hash", "tcp", pytest.param("etcd", marks=needs_etcd())])
 def test_walks_on_torch_stores(name):
     system = hardened(2, 3, **ROUGH)
     with target(name) as store:
@@ -55,3 +63,15 @@ def test_a_replay_is_the_same_every_time():
             lockstep.step(before, action, after)
         seen.append((lockstep.steps, memory.contents()))
     assert seen[0] == seen[1]
+
+
+def test_a_store_that_runs_already_can_be_given_and_must_be_empty():
+    path = str(Path(__file__).parents[2] / "traces" / "two_winners.itf.json")
+    with start_server() as server:
+        done = CliRunner().invoke(replay, [path, "--address", server.address, "--quiet"])
+        assert done.exit_code == 0, done.output
+        connect(server.address).set("k", "1")
+        refused = CliRunner().invoke(replay, [path, "--address", server.address])
+    assert refused.exit_code == 1
+    assert f"the store at {server.address} holds keys already" in refused.output
+    assert CliRunner().invoke(replay, [path, "--address", "h:1", "--target", "memory"]).exit_code == 2

@@ -3,6 +3,7 @@
 Exit codes: 0 they agree, 1 they differ (or a recorded run is not admitted), 2 the command was wrong.
 """
 
+import contextlib
 import json
 import statistics
 import sys
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from coxless.errors import CoxlessError
 from coxless.protocol.operations import Add
 from coxless_model import itf
 from coxless_model.drawn import Drawn
@@ -28,26 +30,50 @@ from .drawn_replay import DrawnReplay, hardened_on
 from .edge_cover import Coverage, replay_cover, sample, state_graph
 from .edge_cover import cover as cover_of
 from .replay import Lockstep, Mismatch, told
-from .targets import Target, target
+from .targets import NAMES, Target, target
 from .validation import Verdict
 from .validation import validate as validate_folder
 
-TARGETS = click.Choice(["tcp", "hash", "memory"])
+TARGETS = click.Choice(NAMES)
+
+
+def _target_options(command: Any) -> Any:
+    for option in (
+        click.option(
+            "--address", metavar="ADDRESS", help="Of a TCPStore or etcd that runs already, and is empty; else one is started."
+        ),
+        click.option("--target", "kind", type=TARGETS, default="tcp", show_default=True, help="The store to replay on."),
+    ):
+        command = option(command)
+    return command
+
+
+@contextlib.contextmanager
+def _target(kind: str, address: str | None) -> Iterator[Target]:
+    """The target; what is wrong with it is one sentence."""
+    if address is not None and kind not in ("tcp", "etcd"):
+        raise click.UsageError(f"--address is for the targets tcp and etcd, not for {kind}")
+    with contextlib.ExitStack() as stack:
+        try:
+            store = stack.enter_context(target(kind, address))
+        except (CoxlessError, ValueError) as error:
+            raise click.ClickException(str(error)) from None
+        yield store
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
-@click.option("--target", "kind", type=TARGETS, default="tcp", show_default=True, help="The store to replay on.")
+@_target_options
 @click.option("--quiet", is_flag=True, help="Only the outcome, not the story.")
 @click.pass_context
-def replay(context: click.Context, files: tuple[Path, ...], kind: str, quiet: bool) -> None:
+def replay(context: click.Context, files: tuple[Path, ...], kind: str, address: str | None, quiet: bool) -> None:
     """Replay traces on a real store, step by step.
 
     A trace of the hardened protocol: the implementation has to do what the model does. A trace of the drawn one: the damage is
     looked at where it is done, and the same schedule is tried on the hardened protocol.
     """
     code = 0
-    with target(kind) as store:
+    with _target(kind, address) as store:
         for path in files:
             try:
                 trace = itf.read(path)
@@ -135,7 +161,7 @@ def _budgets(command: Any) -> Any:
 @click.option("--ranks", type=click.IntRange(1, 6), default=2, show_default=True)
 @click.option("--iterations", type=click.IntRange(1), default=2, show_default=True)
 @_budgets
-@click.option("--target", "kind", type=TARGETS, default="tcp", show_default=True, help="The store to replay on.")
+@_target_options
 @click.option(
     "--share", type=click.FloatRange(0, 1, min_open=True), default=1.0, show_default=True, help="Replay this part of the runs."
 )
@@ -149,6 +175,7 @@ def cover(
     ranks: int,
     iterations: int,
     kind: str,
+    address: str | None,
     share: float,
     seed: int,
     actions: tuple[str, ...],
@@ -167,7 +194,7 @@ def cover(
     runs = cover_of(graph, (lambda edge: edge.action.name in actions) if actions else None)
     chosen = sample(runs, share, seed) if share < 1 else runs
     console = Console(stderr=True)
-    with target(kind) as store:
+    with _target(kind, address) as store:
         raw = _raw_operation(store)
         bar = iter(track(range(len(chosen)), console=console, disable=not sys.stderr.isatty(), transient=True))
         try:

@@ -1,4 +1,4 @@
-"""The stores that a trace can be replayed on: a dict, torch's HashStore, and a TCPStore server process.
+"""The stores that a trace can be replayed on: a dict, torch's HashStore, a TCPStore server process, and etcd.
 
 A *line* is one process's connection. Every operation is performed at once: a wait is only asked for a key that is there, since
 patience is an answer of the replay and not of a clock.
@@ -9,11 +9,14 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Protocol
 
+from coxless.address import redacted
 from coxless.connection import OPENED, Connection
+from coxless.errors import CoxlessError
 from coxless.protocol import Operation
 from coxless.protocol.operations import Add, Append, Barrier, CompareSet, Delete, Read, ReadHeartbeat, Set, Wait
 from coxless.server import start_server
 from coxless.store import connect
+from coxless.stores import let_go
 
 Perform = Callable[[Operation], object]
 
@@ -153,17 +156,49 @@ class Torch:
             self.store.delete_key(name)
 
 
+NAMES = ("tcp", "etcd", "hash", "memory")
+
+
 @contextlib.contextmanager
-def target(name: str) -> Iterator[Target]:
-    """The target of this name: "memory", "hash", or "tcp", which starts a server process for the time of the block."""
+def target(name: str, address: str | None = None) -> Iterator[Target]:
+    """The target of this name: "memory", "hash", "tcp" or "etcd". The last two start a server for the time of the block, unless the
+    address of a store is given, which must be empty.
+
+    Raises ValueError for another name, or for a store at `address` that is not empty; what `connect` raises; CoxlessError where etcd is
+    not installed.
+    """
     if name == "memory":
         yield Memory()
     elif name == "hash":
         from torch.distributed import HashStore
 
         yield Torch(name, HashStore())
-    elif name == "tcp":
-        with start_server() as server:
-            yield Torch(name, connect(server.address))
+    elif name in ("tcp", "etcd"):
+        with contextlib.ExitStack() as stack:
+            if address is None:
+                address = stack.enter_context(_tcp() if name == "tcp" else _etcd())
+            store = connect(address)
+            stack.callback(let_go, store)
+            if store.list_keys():
+                raise ValueError(f"the store at {redacted(address)} holds keys already: a replay needs one of its own")
+            yield Torch(name, store)
     else:
-        raise ValueError(f"there is no target {name!r}: memory, hash, tcp")
+        raise ValueError(f"there is no target {name!r}: {', '.join(NAMES)}")
+
+
+@contextlib.contextmanager
+def _tcp() -> Iterator[str]:
+    with start_server() as server:
+        yield server.address
+
+
+@contextlib.contextmanager
+def _etcd() -> Iterator[str]:
+    try:
+        from coxless.stores.local_etcd import LocalEtcd
+    except ModuleNotFoundError as error:
+        raise CoxlessError(
+            f"the target 'etcd' needs the extra 'etcd' ({error.name} is missing): pip install 'coxless[etcd]'"
+        ) from None
+    with LocalEtcd() as cluster:
+        yield cluster.address("replay")
