@@ -38,6 +38,7 @@ bench: $(STAMP)
 
 bench-model: $(STAMP)
 	$(BIN)/python -m bench.model
+	$(BIN)/python -m bench.recorded
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

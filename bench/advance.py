@@ -23,6 +23,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,7 +50,7 @@ METHODS: dict[str, Callable[..., tuple[methods.Meet, methods.Close]]] = {
 if importlib.util.find_spec("torchft"):  # in an environment beside the project's: `make bench-torchft`
     METHODS["torchft quorum + commit"] = methods.torchft_quorum
 ON_DISK, IN_MEMORY = "coxless on etcd", "coxless on etcd, in memory"
-if find_etcd():
+if find_etcd() and importlib.util.find_spec("aetcd"):
     METHODS |= {ON_DISK: methods.coxless_advance, IN_MEMORY: methods.coxless_advance}
 BLOCKS = 6
 
@@ -60,12 +61,15 @@ def options_of(name: str, record: str) -> dict[str, str]:
 
 def run_rank(rank: int, size: int, servers: "Servers", names: list[str], iterations: int, record: str) -> dict[str, Any]:
     """One rank's share of a run: the samples (s) of each method, and the server's CPU (s) over its blocks, as rank 0 reads it."""
-    store = coxless.connect(servers.address(names[0]))
+    with methods.CONNECTING:
+        store = coxless.connect(servers.address(names[0]))
     samples: dict[str, list[float]] = {name: [] for name in names}
     server: Counter[str] = Counter()
     meets = {}
     for number, name in enumerate(names):
-        meets[name] = METHODS[name](rank, size, coxless.connect(servers.address(name)), f"m{number}", **options_of(name, record))
+        with methods.CONNECTING:
+            client = coxless.connect(servers.address(name))
+        meets[name] = METHODS[name](rank, size, client, f"m{number}", **options_of(name, record))
     for block in range(BLOCKS):
         for name in names:
             meet, _ = meets[name]
@@ -164,17 +168,8 @@ def in_processes(arguments: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
 
 
 def in_threads(arguments: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    results: dict[int, dict[str, Any]] = {}
-
-    def work(rank: int) -> None:
-        results[rank] = run_rank(*arguments[rank])
-
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(len(arguments))]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [results[rank] for rank in range(len(arguments))]
+    with ThreadPoolExecutor(len(arguments)) as pool:
+        return list(pool.map(lambda given: run_rank(*given), arguments))
 
 
 class Counting:
@@ -316,9 +311,7 @@ def bytes_of(store: dist.Store) -> int:
 
 @click.command(help=__doc__)
 @click.option("--processes", default="2,4,8,16,32", show_default=True, help="Numbers of rank processes.")
-@click.option(
-    "--threads", default="64,128,256,512,1024", show_default=True, help="Numbers of threads, a connection each; empty: none."
-)
+@click.option("--threads", default="64,128,256", show_default=True, help="Numbers of threads, a connection each; empty: none.")
 @click.option("--iterations", default=100, show_default=True, help="Iterations of a block; there are 6 blocks of each method.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/bench"), show_default=True)
 @click.option("--name", default="advance", show_default=True, help="Of the files that are written.")
@@ -331,10 +324,18 @@ def main(processes: str, threads: str, iterations: int, out: Path, name: str) ->
         "threads": {},
         "traffic": {},
     }
+
+    def save() -> None:
+        (out / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
+        report.write(data, out, name)
+
     names = list(METHODS)
     for size in numbers(processes):
         data["latency"][size] = measure(size, iterations, names, threads=False)
         report.show(f"{size} processes", data["latency"][size])
+    for size in (4, 16):
+        data["traffic"][size] = traffic(size, [name for name in names if not name.endswith("recording")])
+    save()
     for size in numbers(threads):
         # gloo connects every pair, and recording is no different here: neither says anything at these sizes
         some = [name for name in names if name not in ("gloo barrier", "coxless, recording", "as drawn")]
@@ -342,10 +343,7 @@ def main(processes: str, threads: str, iterations: int, out: Path, name: str) ->
             some = [name for name in some if "etcd" not in name]
         data["threads"][size] = measure(size, max(10, iterations * 16 // size), some, threads=True)
         report.show(f"{size} threads", data["threads"][size])
-    for size in (4, 16):
-        data["traffic"][size] = traffic(size, [name for name in names if not name.endswith("recording")])
-    (out / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-    report.write(data, out, name)
+        save()  # so that what comes later, and takes longest, can fail alone
     click.echo(f"{out / name}.md, {out / name}.svg")
 
 

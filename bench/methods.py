@@ -5,6 +5,7 @@ that its original uses, on keys that carry `tag` and i, so that blocks of differ
 """
 
 import os
+import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +16,9 @@ from torch.distributed.elastic.utils.store import barrier as elastic_barrier
 
 import coxless
 
-LONG = timedelta(seconds=120)
+LONG = timedelta(minutes=10)
+CONNECTING = threading.Lock()
+"""Threads connect one after another: hundreds at once would each wait longer for the interpreter than a connection may take."""
 Meet = Callable[[int], object]
 Close = Callable[[], object]
 
@@ -126,7 +129,8 @@ def coxless_advance(rank: int, size: int, store: Any, tag: str, *, record: str =
     """coxless: one advance, in normal use: heartbeats on. The store must be this method's own: there is one crew on a store."""
     if record:
         os.environ["COXLESS_TRACE"] = record
-    crew = coxless.join(store, rank=rank, world_size=size, patience=timedelta(seconds=0.5), join_timeout=LONG)
+    with CONNECTING:
+        crew = coxless.join(store, rank=rank, world_size=size, patience=timedelta(seconds=0.5), join_timeout=LONG / 2)
     os.environ.pop("COXLESS_TRACE", None)
     crew.advance()
     return lambda i: crew.advance(), crew.leave

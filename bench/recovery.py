@@ -71,9 +71,11 @@ def measure(ranks: int, kills: int, *, mark: bool) -> dict[str, list[float]]:
         environment = {FILE: prefix, EXIT: leave} | ({} if mark else {NO_MARK: "1"})
         parts: dict[str, list[float]] = {}
         history = History(prefix)
+        # Without the mark the rank stays away until it has been missed: its return would tell the others as well.
+        delay = datetime.timedelta(seconds=0 if mark else 10)
         supervisor = Supervisor(
             [sys.executable, "-c", "from bench.recovery import train; train()"], ranks=ranks, on_line=lambda *line: None,
-            restart=lambda exited: None if os.path.exists(leave) else datetime.timedelta(0), environment=environment,
+            restart=lambda exited: None if os.path.exists(leave) else delay, environment=environment,
         )  # fmt: skip
         with supervisor:
             for number in range(kills):
