@@ -165,10 +165,11 @@ with coxless.join(sys.argv[1], rank=rank, world_size=2, timeout=timedelta(second
     crew.advance()
     crew.advance()
     if rank == 0:
-        threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT)).start()
         interruptions = 0
         while True:
             try:
+                if not interruptions:
+                    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
                 iteration = crew.advance()
                 break
             except KeyboardInterrupt:
