@@ -157,7 +157,7 @@ with coxless.join(sys.argv[1], rank=0, world_size=2, timeout=timedelta(seconds=3
 def test_by_ctrl_c_while_it_waits_in_the_barrier(server: StoreServer) -> None:
     """Rank 0 waits, is interrupted, and waits again. It must not be taken for rank 1, which then comes, and whose step has failed."""
     program = """
-import os, signal, sys, threading, time
+import os, signal, sys, threading
 from datetime import timedelta
 import coxless
 rank = int(sys.argv[2])
@@ -174,9 +174,10 @@ with coxless.join(sys.argv[1], rank=rank, world_size=2, timeout=timedelta(second
                 break
             except KeyboardInterrupt:
                 interruptions += 1
+                crew.store.set("interrupted", "1")
         assert interruptions == 1
     else:
-        time.sleep(2)
+        coxless.connect(sys.argv[1]).wait(["interrupted"], timedelta(seconds=30))
         iteration = crew.advance(False)
     print(iteration.number, iteration.committed, [member.rank for member in iteration.participants], iteration.rejoined, flush=True)
 """
