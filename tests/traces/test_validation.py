@@ -12,9 +12,9 @@ from click.testing import CliRunner
 import coxless
 from coxless.server import start_server
 from coxless_model import itf
-from coxless_traces.commands import validate as command
 from coxless_traces.mutation import MUTATIONS, decision_doubled, dropped, mutate
 from coxless_traces.recorded import FOREVER, read_recordings
+from coxless_traces.validate_command import validate as command
 from coxless_traces.validation import validate
 
 RANKS, ITERATIONS = 3, 40

@@ -1,6 +1,6 @@
-"""`coxless replay`, `coxless cover`, `coxless validate` and `coxless mapping`: model and implementation side by side.
+"""`coxless replay`, `coxless cover` and `coxless mapping`: model and implementation side by side.
 
-Exit codes: 0 they agree, 1 they differ (or a recorded run is not admitted), 2 the command was wrong.
+Exit codes: 0 they agree, 1 they differ, 2 the command was wrong.
 """
 
 import contextlib
@@ -31,8 +31,6 @@ from .edge_cover import Coverage, replay_cover, sample, state_graph
 from .edge_cover import cover as cover_of
 from .replay import Lockstep, Mismatch, told
 from .targets import NAMES, Target, target
-from .validation import Verdict
-from .validation import validate as validate_folder
 
 TARGETS = click.Choice(NAMES)
 
@@ -239,56 +237,6 @@ def _show_coverage(covered: Coverage, states: int, raw: float) -> None:
         f"{covered.seconds:.1f} s; a step: median {covered.median * 1e6:.0f} µs, mean {covered.seconds / covered.steps * 1e6:.0f} µs; "
         f"a raw store operation: {raw * 1e6:.0f} µs"
     )
-
-
-@click.command()
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
-@click.option(
-    "--prefix",
-    type=click.Path(dir_okay=False, path_type=Path),
-    help="Where the longest explained prefix of a rejected recording is written, as a trace; else FOLDER/prefix.itf.json.",
-)
-@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-@click.pass_context
-def validate(context: click.Context, folder: Path, prefix: Path | None, as_json: bool) -> None:
-    """Say whether the model could have done what a run recorded (COXLESS_TRACE=FOLDER)."""
-    began = time.perf_counter()
-    verdict = validate_folder(folder)
-    seconds = time.perf_counter() - began
-    written = ""
-    if verdict.search is not None:
-        written = str(prefix or folder / "prefix.itf.json")
-        itf.write(Path(written), verdict.search.prefix(f"the explained prefix of {folder.name}"))
-    if as_json:
-        fields = {name: value for name, value in verdict._asdict().items() if name != "search"}
-        fields |= {"holds": verdict.holds, "seconds": seconds, "prefix": written}
-        click.echo(json.dumps(fields, default=str, indent=1))
-    else:
-        _show_verdict(verdict, seconds)
-        if written:
-            click.echo(f"the explained prefix is the trace {written}")
-    context.exit(0 if verdict.holds else 1)
-
-
-def _show_verdict(verdict: Verdict, seconds: float) -> None:
-    for flaw in verdict.flaws[:10]:
-        click.echo(f"{flaw.file}:{flaw.line}: {flaw.what}")
-    if len(verdict.flaws) > 10:
-        click.echo(f"... and {len(verdict.flaws) - 10} more")
-    if verdict.admitted:
-        suspected = f", {verdict.wrong_suspicions} wrong suspicions inferred" if verdict.wrong_suspicions else ""
-        click.echo(
-            f"{verdict.explained} lines: the model could have done all of it ({seconds:.1f} s, {verdict.steps_back} steps back{suspected})"
-        )
-    else:
-        click.echo(f"{verdict.explained} of {verdict.lines} lines explained ({seconds:.1f} s). {verdict.why}")
-        if verdict.unexplained is not None:
-            click.echo(f"{verdict.unexplained.file}:{verdict.unexplained.line}: {verdict.unexplained.text}")
-            click.echo("the model could have gone on with:")
-            for each in verdict.enabled[:12]:
-                click.echo(f"  {each}")
-    for each in verdict.broken:
-        click.echo(f"the run broke {each}")
 
 
 @click.command()

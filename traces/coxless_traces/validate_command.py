@@ -1,0 +1,65 @@
+"""`coxless validate`: whether the model could have done what a run recorded.
+
+Exit codes: 0 it could, 1 it could not, 2 the command was wrong.
+"""
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from coxless_model import itf
+
+from .validation import Verdict
+from .validation import validate as validate_folder
+
+
+@click.command()
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option(
+    "--prefix",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="Where the longest explained prefix of a rejected recording is written, as a trace; else FOLDER/prefix.itf.json.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.pass_context
+def validate(context: click.Context, folder: Path, prefix: Path | None, as_json: bool) -> None:
+    """Say whether the model could have done what a run recorded (COXLESS_TRACE=FOLDER)."""
+    began = time.perf_counter()
+    verdict = validate_folder(folder)
+    seconds = time.perf_counter() - began
+    written = ""
+    if verdict.search is not None:
+        written = str(prefix or folder / "prefix.itf.json")
+        itf.write(Path(written), verdict.search.prefix(f"the explained prefix of {folder.name}"))
+    if as_json:
+        fields = {name: value for name, value in verdict._asdict().items() if name != "search"}
+        fields |= {"holds": verdict.holds, "seconds": seconds, "prefix": written}
+        click.echo(json.dumps(fields, default=str, indent=1))
+    else:
+        _show_verdict(verdict, seconds)
+        if written:
+            click.echo(f"the explained prefix is the trace {written}")
+    context.exit(0 if verdict.holds else 1)
+
+
+def _show_verdict(verdict: Verdict, seconds: float) -> None:
+    for flaw in verdict.flaws[:10]:
+        click.echo(f"{flaw.file}:{flaw.line}: {flaw.what}")
+    if len(verdict.flaws) > 10:
+        click.echo(f"... and {len(verdict.flaws) - 10} more")
+    if verdict.admitted:
+        suspected = f", {verdict.wrong_suspicions} wrong suspicions inferred" if verdict.wrong_suspicions else ""
+        click.echo(
+            f"{verdict.explained} lines: the model could have done all of it ({seconds:.1f} s, {verdict.steps_back} steps back{suspected})"
+        )
+    else:
+        click.echo(f"{verdict.explained} of {verdict.lines} lines explained ({seconds:.1f} s). {verdict.why}")
+        if verdict.unexplained is not None:
+            click.echo(f"{verdict.unexplained.file}:{verdict.unexplained.line}: {verdict.unexplained.text}")
+            click.echo("the model could have gone on with:")
+            for each in verdict.enabled[:12]:
+                click.echo(f"  {each}")
+    for each in verdict.broken:
+        click.echo(f"the run broke {each}")
