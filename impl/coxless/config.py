@@ -2,9 +2,12 @@
 
 import logging
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+
+from .records import MOST_RANKS
 
 logger = logging.getLogger(__name__)
 
@@ -75,6 +78,8 @@ class World:
                 raise TypeError(f"{name} must be an int, not {value!r}")
         if self.world_size < 1:
             raise ValueError(f"world_size must be at least 1, not {self.world_size}")
+        if self.world_size > MOST_RANKS:
+            raise ValueError(f"world_size must be at most {MOST_RANKS}, not {self.world_size}")
         if not 0 <= self.rank < self.world_size:
             raise ValueError(
                 f"rank {self.rank} is out of range for world_size {self.world_size}: it must be 0 to {self.world_size - 1}"
@@ -102,7 +107,6 @@ def _integer(argument: str, variable: str, environ: Mapping[str, str]) -> int:
         raise ValueError(
             f"{argument} is not given and {variable} is not set: pass {argument}=… or start under coxless run or torchrun"
         )
-    try:
-        return int(text)
-    except ValueError:
-        raise ValueError(f"{variable}={text!r} is not a number") from None
+    if re.fullmatch("-?[0-9]{1,9}", text) is None:
+        raise ValueError(f"{variable}={text[:60]!r} is not a number")
+    return int(text)

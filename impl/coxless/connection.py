@@ -26,6 +26,7 @@ from .attempt import Attempt
 from .client import CLIENT_TIMEOUT, CONNECT_TIMEOUT, address, base_of, client_socket, fresh_client, has_native_barrier
 from .errors import CorruptStoreError, StoreUnreachableError
 from .protocol.operations import ConnectionBroken
+from .records import corrupt
 from .stores import let_go
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,8 @@ class Connection:
         counted when they were not. One command where the store has it; signals are not handled meanwhile."""
         try:
             self._call(self._barrier, key, size, patience)
+        except CorruptStoreError:
+            raise
         except RuntimeError as error:
             return self._timed_out(error)
         return True
@@ -164,7 +167,11 @@ class Connection:
 
     def _emulated_barrier(self, key: str, size: int, patience: timedelta) -> None:
         opened = key + OPENED
-        if self._store.add(key, 1) < size:
+        try:
+            count = self._store.add(key, 1)
+        except ValueError:  # FileStore and HashStore; a TCPStore server hangs up
+            raise corrupt(key, self._store.get(key), "a count") from None
+        if count < size:
             self._store.wait([opened], patience)
         else:
             self._store.set(opened, "1")
@@ -189,6 +196,13 @@ class Connection:
         self._call(self._store.delete_key, key)
         if not self._native_barrier and key.endswith(":count"):
             self._call(self._store.delete_key, key + OPENED)
+
+    def read_surely(self, key: str) -> str | None:
+        """`read`, but a key that holds the very value which that asks with is not taken for a missing one."""
+        value = self.read(key)
+        if value is None and self._call(self._store.check, [key]):
+            return self.read(key) or keys.PROBE  # it has come between the two, or else
+        return value
 
     def ping(self) -> None:
         """One round trip: proves that the store answers, and that what was sent before has arrived."""
@@ -296,6 +310,4 @@ def _text(key: str, value: bytes) -> str:
     try:
         return value.decode("ascii")
     except UnicodeDecodeError:
-        raise CorruptStoreError(
-            f"the store's key {key!r} holds {value[:60]!r}, which is not text: is another program using it?"
-        ) from None
+        raise corrupt(key, value, "text in ASCII") from None

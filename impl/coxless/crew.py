@@ -22,7 +22,7 @@ from .iteration import Iteration, iteration_from
 from .lookout import Lookout
 from .protocol import Decision, RankState, enter
 from .recording import recorder_from_env
-from .records import Flag, Member, parse_record
+from .records import Flag, Member, parse_published, parse_record, published_word
 from .store import connect, refuse_unfit, store_from_env
 from .suspicion import HeartbeatObserver
 
@@ -122,12 +122,15 @@ class Crew:
 
     def publish(self, name: str, value: str) -> None:
         """Leave a word in the store for ranks that come later: soon, in the background, and again when the store has lost its data
-        while this rank is in the crew. A hint, no decision: the last writer wins."""
-        self._housekeeper.publish(keys.published(name), value)
+        while this rank is in the crew. A hint, no decision: the last writer wins. Raises ValueError for a name of more than 200 characters,
+        a value of more than 64 KiB, and for either if it is not ASCII."""
+        self._housekeeper.publish(*published_word(name, value))
 
     def published(self, name: str) -> str | None:
-        """The word that a rank has left under this name. Raises StoreUnreachableError, within a few seconds."""
-        return self._driver.look(lambda: self._driver.connection.read(keys.published(name)))
+        """The word that a rank has left under this name. Raises StoreUnreachableError, within a few seconds, and CorruptStoreError."""
+        key, _ = published_word(name, "")
+        text = self._driver.look(lambda: self._driver.connection.read(key))
+        return None if text is None else parse_published(key, text)
 
     def send_heartbeat(self) -> None:
         """Send one now. They are sent by a thread of their own every `heartbeat_interval`; nobody needs to call this."""

@@ -1,6 +1,5 @@
 """Telling the crew that a process is dead, so that nobody has to wait for its heartbeat to go stale."""
 
-import contextlib
 import heapq
 import logging
 import threading
@@ -12,7 +11,7 @@ from typing import Protocol
 from . import keys
 from .address import redacted
 from .connection import Connection
-from .errors import CoxlessError
+from .errors import CorruptStoreError, CoxlessError
 from .protocol.operations import ConnectionBroken
 from .records import DEAD, LEFT
 from .store import connect
@@ -124,8 +123,13 @@ class DeadMarker:
             if not self._connected():
                 return None
             assert self._connection is not None
-            with contextlib.suppress(ConnectionBroken, CoxlessError):
+            try:
                 return mark_dead(self._connection, tokens, again=not first)
+            except CorruptStoreError as error:  # and will stay so
+                logger.warning("%s cannot be marked dead: %s", ", ".join(tokens), error)
+                return ()
+            except (ConnectionBroken, CoxlessError):
+                continue
         return None
 
     def _connected(self) -> bool:

@@ -27,7 +27,7 @@ from .protocol.operations import (
 )
 from .protocol.state import NOBODY
 from .recording import Recorder, now
-from .records import LEFT, Flag, Member, Record, parse_counter, parse_heartbeat
+from .records import LEFT, Flag, Member, Record, corrupt, parse_counter, parse_heartbeat
 from .suspicion import HeartbeatObserver
 
 T = TypeVar("T")
@@ -74,6 +74,8 @@ class Driver:
     _began: int = 0
     _wait: timedelta = timedelta(0)
     """The patience, or what is left until the deadline."""
+    _woken_by: str = ""
+    """The key that ended the last wait."""
     _announced: Member = NOBODY
     _recorded: int = 0
     """The last iteration whose decision was recorded."""
@@ -165,7 +167,10 @@ class Driver:
                 if self._in_doubt:
                     if self._has_decided(self._since):
                         return self._finish()
-                    self._recover(deadline)
+                    try:
+                        self._recover(deadline)
+                    except ConnectionBroken:
+                        continue
                 operation = self._operation
                 assert operation is not None and self._generator is not None
                 self._in_doubt = True
@@ -210,6 +215,7 @@ class Driver:
         """Tell the generator that its connection broke; an interrupted one cannot be told any more, and another one goes on from there."""
         if self.connection.broken:
             self.connection.reconnect(deadline)
+        self._refuse_foreign_count()
         # Only now: until then it may still take effect, in a server that was stopped, say.
         if self.recorder is not None and self._operation is not None:
             self.recorder.broken(self._operation, self._began)
@@ -219,6 +225,15 @@ class Driver:
         self._generator = recover(self.state)
         self._operation = next(self._generator)
         self._in_doubt = False
+
+    def _refuse_foreign_count(self) -> None:
+        """A TCPStore server hangs up on whoever arrives at a count that is no number: that is why the connection broke, then."""
+        if not self.state.is_member:
+            return
+        key = keys.count(self.state.record.iteration)
+        text = self.connection.read_surely(key)
+        if text is not None:
+            parse_counter(key, text)
 
     def _finish(self) -> Decision:
         state = self.state
@@ -258,7 +273,7 @@ class Driver:
             Barrier: lambda op: connection.barrier(op.key, op.size, self._wait),
             CompareSet: lambda op: connection.compare_set(op.key, op.expected, op.desired),
             Set: lambda op: connection.set(op.key, op.value),
-            Wait: lambda op: connection.wait(op.key, self._wait),
+            Wait: self._await,
             Add: self._add,
             Append: lambda op: connection.append(op.key, op.value),
             Read: lambda op: connection.read(op.key),
@@ -269,10 +284,23 @@ class Driver:
 
     def _add(self, operation: Add) -> int:
         """An incarnation: looked at first, since a server adds to "12abc" as to 12, and hangs up on a text that is no number at all."""
-        text = self.connection.read(operation.key)
+        text = self.connection.read_surely(operation.key)
         if text is not None:
             parse_counter(operation.key, text)
         return self.connection.add(operation.key, operation.amount)
+
+    def _await(self, operation: Wait) -> bool:
+        """The key is set when the register has moved on, so nobody is woken twice by it, but by a stranger's: then without a pause, this
+        rank would ask the same over and over."""
+        key = operation.key
+        woken = self.connection.wait(key, self._wait)
+        if woken and key == self._woken_by:
+            text = self.connection.read_surely(key)
+            if text is not None and text != "1":
+                raise corrupt(key, text, "the sign that an iteration is over")
+            time.sleep(self._wait.total_seconds())
+        self._woken_by = key if woken else ""
+        return woken
 
     def _join_timed_out(self, now: float) -> bool:
         """Counted from when this process first saw this genesis. A store that lost its data gets another: were the old one's time counted

@@ -1,6 +1,7 @@
 """Dying at an exact point, for demonstrations and tests: a SIGKILL from outside cannot hit a place that lasts microseconds."""
 
 import os
+import re
 import signal
 
 from .driver import Watcher
@@ -22,7 +23,7 @@ def fault_from(text: str) -> Watcher:
     iteration k, before anybody is told. Raises ValueError for anything else.
     """
     step, _, number = text.partition("@")
-    if step not in STEPS or not number.isdecimal():
+    if step not in STEPS or not re.fullmatch("[0-9]{1,18}", number):
         raise ValueError(
             f"COXLESS_FAULT={text!r}: expected STEP@ITERATION, such as arrive@40 or won@80, with a step of {', '.join(STEPS)}"
         )

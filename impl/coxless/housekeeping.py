@@ -109,8 +109,8 @@ class Housekeeper:
                     break
                 if waiting:
                     time.sleep(_LOOK)
-        except (ConnectionBroken, RuntimeError):
-            logger.info("the store is gone: nobody can be waited for")
+        except (ConnectionBroken, RuntimeError) as error:
+            logger.info("nobody can be waited for: %s", str(error) or "the store is gone")
         return waiting
 
     def close(self) -> None:

@@ -1,10 +1,14 @@
 """The keys in the store, all of them. Their names are those of the original diagram, made to carry iteration and incarnation."""
 
+import re
+
 REGISTER = "global_iteration_counter"
 """The one key at which everything is decided; it is never deleted."""
 
 PROBE = "?probe?"
 """A value that no key ever holds: compare_set(key, PROBE, PROBE) reads a key in one round trip and never blocks."""
+
+_barrier = re.compile(r"global_iteration_barrier:(0|[1-9][0-9]{0,17}):(?:count|count:open|full|arrived)")
 
 
 def incarnation(rank: int) -> str:
@@ -49,8 +53,5 @@ def published(name: str) -> str:
 
 def iteration_of_barrier(key: str) -> int | None:
     """Which iteration's barrier a key belongs to; None for another key."""
-    name, _, rest = key.partition(":")
-    number, _, part = rest.partition(":")
-    if name != "global_iteration_barrier" or part not in ("count", "count:open", "full", "arrived") or not number.isdecimal():
-        return None
-    return int(number)
+    match = _barrier.fullmatch(key)
+    return None if match is None else int(match.group(1))

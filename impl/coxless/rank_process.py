@@ -15,6 +15,7 @@ from pathlib import Path
 
 from .address import TcpAddress, is_local, parse
 from .output import Forwarder
+from .records import parse_member
 from .torch_environment import quiet_torch
 
 logger = logging.getLogger(__name__)
@@ -152,11 +153,21 @@ class RankProcess:
     def tokens(self) -> list[str]:
         """The members that this process has been in the crew; complete once it has ended."""
         try:
-            lines = self._member_file.read_text().split("\n")
+            lines = self._member_file.read_bytes().decode("ascii", errors="replace").split("\n")
         except OSError as error:
             logger.warning("cannot read which members rank %d has been: %s", self.rank, error)
             return []
-        return [line for line in lines[:-1] if line]  # without its newline, a line was cut short by the end
+        tokens = [line for line in lines[:-1] if line]  # without its newline, a line was cut short by the end
+        foreign = [token for token in tokens if not self._is_own(token)]
+        if foreign:
+            logger.warning("rank %d names itself %.100r, which is no member that it can be", self.rank, foreign[0])
+        return [token for token in tokens if token not in foreign]
+
+    def _is_own(self, token: str) -> bool:
+        try:
+            return parse_member(token).rank == self.rank
+        except ValueError:
+            return False
 
     def forget(self) -> None:
         """Remove the file in which it named its members."""

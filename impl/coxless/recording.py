@@ -15,6 +15,7 @@ event.
 import json
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -114,7 +115,10 @@ def recorder_from_env(name: str, environment: Mapping[str, str] = os.environ) ->
     folder = environment.get("COXLESS_TRACE")
     if not folder:
         return None
+    limit = environment.get("COXLESS_TRACE_LIMIT", str(LIMIT))
+    if re.fullmatch("[1-9][0-9]{0,17}", limit) is None:
+        raise CoxlessError(f"COXLESS_TRACE_LIMIT={limit[:60]!r} is not a number of bytes")
     try:
-        return Recorder(Path(folder), name, limit=int(environment.get("COXLESS_TRACE_LIMIT", LIMIT)))
+        return Recorder(Path(folder), name, limit=int(limit))
     except (OSError, ValueError) as error:
         raise CoxlessError(f"cannot record to COXLESS_TRACE={folder}: {error}") from None

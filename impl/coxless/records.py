@@ -15,8 +15,12 @@ Flag = Literal["o", "f", "j"]
 """What a rank says of itself at a barrier: o, its step worked; f, it failed but the rank holds the model state; j, it does not
 hold the model state."""
 
-_NUMBER = r"(?:0|[1-9][0-9]{0,17})"
-_MEMBER = rf"({_NUMBER})\.({_NUMBER})-([0-9a-f]{{1,16}})"
+MOST_RANKS = 1_000_000
+LONGEST_WORD = 64 * 1024
+"""Of what is published, in characters."""
+_RANK = r"(?:0|[1-9][0-9]{0,5})"  # less than MOST_RANKS
+_NUMBER = r"(?:0|[1-9][0-9]{0,17})"  # 64 bits, in any store
+_MEMBER = rf"({_RANK})\.({_NUMBER})-([0-9a-f]{{1,16}})"
 _EPOCH = r"(?:0|[1-9][0-9]{0,17}-[0-9a-f]{12})"
 _member = re.compile(_MEMBER)
 _listed = re.compile(rf"{_MEMBER}\.([hj]),")
@@ -105,10 +109,11 @@ def genesis(generation: str) -> Record:
     return Record(generation, 0, NO_EPOCH, committed=False, attention=True, winner=None)
 
 
-def _corrupt(key: str, text: str, wanted: str) -> CorruptStoreError:
-    shown = text if len(text) <= 120 else text[:117] + "..."
+def corrupt(key: str, value: str | bytes, wanted: str) -> CorruptStoreError:
+    """The error about a value that no member of the crew wrote; it shows the beginning, escaped."""
+    shown = repr(value) if len(value) <= 120 else f"{value[:100]!r}... ({len(value)} in all)"
     return CorruptStoreError(
-        f"the store's key {key!r} holds {shown!r}, which is not {wanted}: is another program using this store?"
+        f"the store's key {key!r} holds {shown}, which is not {wanted}: is another program using this store?"
     )
 
 
@@ -116,8 +121,12 @@ def parse_record(text: str) -> Record:
     """The register's value. Raises CorruptStoreError, as everything here that parses does."""
     match = _record.fullmatch(text)
     if match is None:
-        raise _corrupt(keys.REGISTER, text, "a coxless record")
+        raise corrupt(keys.REGISTER, text, "a coxless record")
     generation, iteration, epoch, committed, attention, winner, rank, number, nonce = match.groups()
+    undecided = (epoch == NO_EPOCH, winner == "-", committed == "0")
+    # Each field is well-formed; together they have to be genesis, or what somebody has decided.
+    if (not all(undecided) if iteration == "0" else any(undecided[:2])) or epoch_start(epoch) > int(iteration):
+        raise corrupt(keys.REGISTER, text, "the record of a decision")
     return Record(
         generation,
         int(iteration),
@@ -163,7 +172,7 @@ def parse_members(epoch: str, text: str) -> tuple[Listed, ...]:
     )
     ranks = [member.rank for member, _ in listed]
     if not listed or ranks != sorted(set(ranks)) or epoch_of(epoch_start(epoch), text) != epoch:
-        raise _corrupt(key, text, "the membership list that this epoch names")
+        raise corrupt(key, text, "the membership list that this epoch names")
     return listed
 
 
@@ -181,7 +190,7 @@ def _parse_all(pattern: re.Pattern[str], key: str, text: str, wanted: str) -> li
     while position < len(text):
         match = pattern.match(text, position)
         if match is None:
-            raise _corrupt(key, text[position:], wanted)
+            raise corrupt(key, text[position:], wanted)
         rows.append(match.groups())
         position = match.end()
     return rows
@@ -190,8 +199,24 @@ def _parse_all(pattern: re.Pattern[str], key: str, text: str, wanted: str) -> li
 def parse_counter(key: str, text: str) -> int:
     """A count of incarnations."""
     if re.fullmatch(_NUMBER, text) is None:
-        raise _corrupt(key, text, "a count")
+        raise corrupt(key, text, "a count")
     return int(text)
+
+
+def published_word(name: str, value: str) -> tuple[str, str]:
+    """Key and value of what is published under a name. Raises ValueError for what the store, or its readers, would not take."""
+    if not name.isascii() or not name.isprintable() or not 0 < len(name) <= 200:
+        raise ValueError(f"{name[:60]!r} is no name to publish under: it has 1 to 200 printable ASCII characters")
+    if not value.isascii() or len(value) > LONGEST_WORD:
+        raise ValueError(f"what is published is ASCII text of at most {LONGEST_WORD} characters, not {value[:60]!r}")
+    return keys.published(name), value
+
+
+def parse_published(key: str, text: str) -> str:
+    """What was published."""
+    if len(text) > LONGEST_WORD:
+        raise corrupt(key, text, f"a word of at most {LONGEST_WORD} characters")
+    return text
 
 
 def parse_heartbeat(key: str, text: str) -> Beat | Literal["dead", "left"]:
@@ -200,6 +225,6 @@ def parse_heartbeat(key: str, text: str) -> Beat | Literal["dead", "left"]:
         return text  # type: ignore[return-value]  # mypy does not narrow str to the literals
     match = _beat.fullmatch(text)
     if match is None:
-        raise _corrupt(key, text, "a heartbeat")
+        raise corrupt(key, text, "a heartbeat")
     number, iteration, wall_clock = match.groups()
     return Beat(int(number), int(iteration), float(wall_clock))

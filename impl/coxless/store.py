@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
@@ -83,7 +84,7 @@ def store_from_env(*, timeout: timedelta = CONNECT_TIMEOUT, environment: Mapping
     if environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
         return connect(_joined(host, number), timeout=timeout)
     rank = environment.get("RANK", "")
-    if not rank.isdecimal():
+    if not re.fullmatch("[0-9]{1,6}", rank):
         raise ValueError(
             f"RANK is {rank!r}: it must be a number from 0 on, set by the launcher, to know which process runs the store"
         )

@@ -461,7 +461,7 @@ def test_a_foreign_count_of_incarnations_is_an_error_at_once(address: str, value
 
 def test_bytes_that_are_no_text_are_an_error_too(address: str) -> None:
     coxless.connect(address).set(keys.REGISTER, b"\xff\xfe")
-    with crew_of(address, 0, 1) as crew, pytest.raises(coxless.CorruptStoreError, match="not text"):
+    with crew_of(address, 0, 1) as crew, pytest.raises(coxless.CorruptStoreError, match="not text in ASCII"):
         crew.advance()
 
 

@@ -13,7 +13,9 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from coxless import keys
 from coxless.errors import CoxlessError, IterationTimeoutError, StoreUnreachableError
+from coxless.records import parse_counter
 from coxless.training.average import BUCKET_BYTES, average_buffers, average_gradients
 from coxless.training.background import Background
 from coxless.training.groups import Cleaner, CollectiveFailed, EpochGroup, MakeBackend, open_group
@@ -308,7 +310,7 @@ class DataParallel:
         except StoreUnreachableError as error:
             self._group.close()
             raise CollectiveFailed(f"whether the training is over is not known: {error}") from None
-        return text is not None and text.isdecimal() and int(text) >= total
+        return text is not None and parse_counter(keys.published(FINISHED), text) >= total
 
     def _begin(self, iteration: IterationLike) -> Step:
         self.optimizer.zero_grad()
