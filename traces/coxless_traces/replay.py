@@ -16,9 +16,10 @@ from coxless.protocol import ConnectionBroken, Decision, Operation, RankState, a
 from coxless.protocol.operations import Delete, JoinTimedOut, ReadHeartbeat
 from coxless.protocol.state import NOBODY, NOTHING
 from coxless.records import Flag, Listed, Member, Record
-from coxless_model.environment import Hardened, Shared
+from coxless_model.environment import Hardened, Shared, outcomes
 from coxless_model.machine import ENVIRONMENT, Action, State, enabled
 from coxless_model.process import Process
+from coxless_model.steps import moves
 from coxless_model.store import THERE
 
 from . import translation
@@ -41,6 +42,8 @@ class View(NamedTuple):
     flag: str
     signed: bool
     full: bool
+    written: tuple[str, ...]
+    """Epochs whose lists it wrote at this barrier, in alphabetical order."""
     clean_up: tuple[str, ...]
     """Keys to delete, in alphabetical order: each is deleted on its own, by name."""
 
@@ -153,6 +156,7 @@ class Replica:
             state.flag,
             state.signed,
             state.full,
+            tuple(sorted(state.written)),
             tuple(sorted(set(state.deletions))),
         )
 
@@ -168,6 +172,7 @@ def model_view(p: Process) -> View:
         p.flag,
         p.signed,
         p.full,
+        tuple(sorted(map(translation.epoch, p.wrote))),
         tuple(sorted(map(translation.key, p.queue))),
     )
 
@@ -245,9 +250,22 @@ class Lockstep:
                 following = processes[index] if len(processes) == len(replicas) else None
                 differences = self._take_protocol_step(replica, process, action, following, shared)
         if len(processes) < len(replicas):  # of two processes, one that has ended is forgotten
+            differences = differences or self._compare_end(action, shared, process, replica)
             replica.kill()
             del replicas[index]
         return differences
+
+    def _compare_end(self, action: Action, shared: Shared, process: Process, replica: Replica) -> list[Difference]:
+        """The state after the step does not hold the process any more: what became of it is asked of the model once more."""
+        if action.name == "leave":
+            return []
+        setting, rank = self.system.setting, action.rank
+        note = action.note.removesuffix("second process").removesuffix(", ")
+        for move in moves(setting, rank, process):
+            for candidate, _, ended in outcomes(setting, rank, shared, process, move):
+                if candidate._replace(note=note) == action._replace(note=note) and candidate.note == note:
+                    return compare_process(rank, ended, replica)
+        raise AssertionError(f"{told(action)} is no step of that process")
 
     def _take_protocol_step(
         self, replica: Replica, process: Process, action: Action, following: Process | None, shared: Shared
@@ -333,15 +351,23 @@ class Lockstep:
 
 
 def compare_process(rank: int, process: Process, replica: Replica) -> list[Difference]:
-    if process.at in ("done", "left"):  # the model looks no further
+    if process.at == "left":
         return []
-    if process.at == "stopped":
-        return [] if replica.stopped else [Difference(f"rank {rank}", "superseded", replica.view())]
+    if process.at == "stopped" or replica.stopped:
+        at = replica.view().at
+        return [] if process.at == at else [Difference(f"rank {rank}, at", process.at, at)]
     wanted, found = model_view(process), replica.view()
+    if process.at == "done":
+        # The model looks no further than to whether this process takes part in what was decided last, and what that is.
+        decided = found._asdict() if process.member else {}
+        known = {field: decided[field] for field in ("me", "record", "members") if decided}
+        found = wanted._replace(member=found.member, **known)
     if process.at == TRAINING or not process.flag:
         found = found._replace(flag=wanted.flag)
     if wanted.at == "sign":  # the generator notes it as it issues the operation
         found = found._replace(signed=wanted.signed)
+    if wanted.at in ("write_members", "restore_members"):  # likewise
+        found = found._replace(written=wanted.written)
     if wanted == found:
         return []
     return [
