@@ -5,9 +5,12 @@ Left to itself TCPStore listens on all of them, whatever its host_name says, and
 
 import errno
 import ipaddress
+import logging
 import socket
 
 from .errors import CoxlessError
+
+logger = logging.getLogger(__name__)
 
 
 class AddressError(CoxlessError, OSError):
@@ -15,18 +18,42 @@ class AddressError(CoxlessError, OSError):
 
 
 def resolve(host: str) -> str:
-    """The IPv4 address of `host`. Raises AddressError when it has none."""
+    """The IP address of `host`: of a name with several, an IPv4 one if there is one. Raises AddressError when it has none."""
     try:
-        return str(ipaddress.IPv4Address(host))
+        return str(ipaddress.ip_address(host))
     except ValueError:
         pass
-    try:
-        found = socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)
-    except (socket.gaierror, UnicodeError):
-        raise AddressError(
-            f"{host!r} is neither an IPv4 address nor a name that has one; the store listens on IPv4, such as 127.0.0.1"
-        ) from None
+    found = []
+    for family in (socket.AF_INET, socket.AF_INET6):
+        try:
+            found += socket.getaddrinfo(host or " ", None, family, socket.SOCK_STREAM)
+        except (OSError, ValueError):  # of which UnicodeError, and a NUL within
+            continue
+    if not found:
+        raise AddressError(f"{host[:200]!r} is neither an IP address nor a name that has one; such as 127.0.0.1")
     return str(found[0][4][0])
+
+
+def wildcard(address: str) -> bool:
+    """Whether it means all addresses of the machine."""
+    return ipaddress.ip_address(address).is_unspecified
+
+
+def reachable(address: str) -> str:
+    """The address by which this machine reaches a server that is bound to `address`."""
+    if not wildcard(address):
+        return address
+    return "::1" if ":" in address else "127.0.0.1"
+
+
+def warn_if_open(address: str) -> None:
+    """A word in the log where a store would listen to strangers."""
+    if wildcard(address) or not ipaddress.ip_address(address).is_private:
+        where = "every address of this machine" if wildcard(address) else f"{address}, which is no private address"
+        logger.warning(
+            "the store listens on %s: it has no passwords, and whoever reaches it can change everything in it; see docs/security.md",
+            where,
+        )
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -40,13 +67,19 @@ def bind(host: str, port: int) -> socket.socket:
     address = resolve(host)
     if not 0 <= port < 65536:
         raise AddressError(f"{port} is not a port: it must be between 0 (any free one) and 65535")
-    bound = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        bound = socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_STREAM)
+    except OSError as error:  # a machine without IPv6
+        raise AddressError(_reason(host, port, error)) from None
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if bound.family == socket.AF_INET6:
+            bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)  # :: is not 0.0.0.0 too
         bound.bind((address, port))
     except OSError as error:
         bound.close()
         raise AddressError(_reason(host, port, error)) from None
+    warn_if_open(address)
     return bound
 
 

@@ -8,10 +8,12 @@ import contextlib
 import logging
 import os
 import selectors
+import stat
 import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from typing import IO
 
 logger = logging.getLogger(__name__)
@@ -19,6 +21,8 @@ logger = logging.getLogger(__name__)
 OnLine = Callable[[int, str, str], None]
 """Called with rank, "stdout" or "stderr", and the line without its end."""
 
+LONGEST_LOG = 4 << 20
+"""Bytes after which a log is moved aside."""
 LONGEST_LINE = 64 * 1024
 QUEUED_LINES = 100_000
 
@@ -168,3 +172,33 @@ class _Stream:
     def rest(self) -> list[bytes]:
         rest, self._rest = self._rest.rstrip(b"\r"), b""
         return [rest] if rest else []
+
+
+class RotatingFile:
+    """A log that keeps what came last: when it is full it is renamed to NAME.1, in place of the one before, and begun again."""
+
+    def __init__(self, path: Path, limit: int = LONGEST_LOG) -> None:
+        """Raises OSError when it cannot be written."""
+        self._path = path
+        self._limit = limit
+        self._open()
+
+    def _open(self) -> None:
+        self._descriptor = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+        status = os.fstat(self._descriptor)
+        self._size = status.st_size
+        self._regular = stat.S_ISREG(status.st_mode)  # no terminal or pipe
+
+    def write(self, data: bytes) -> None:
+        """Raises OSError."""
+        if self._regular and self._size and self._size + len(data) > self._limit:
+            os.close(self._descriptor)
+            os.replace(self._path, f"{self._path}.1")
+            self._open()
+        self._size += os.write(self._descriptor, data)
+
+    def fill_from(self, pipe: int) -> None:
+        """Write what comes out of a pipe, to its end. Whoever writes into the pipe never waits for long: what cannot be written is dropped."""
+        while data := os.read(pipe, 1 << 16):
+            with contextlib.suppress(OSError):  # a full disk
+                self.write(data)

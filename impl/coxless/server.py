@@ -16,8 +16,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from .binding import AddressError, bind, resolve
+from .address import TcpAddress
+from .binding import AddressError, bind, reachable, resolve
 from .errors import CoxlessError, StoreUnreachableError
+from .output import RotatingFile
 from .torch_environment import quiet_torch
 
 logger = logging.getLogger(__name__)
@@ -30,11 +32,12 @@ READY_TIMEOUT = timedelta(seconds=90)
 def serve(host: str = "127.0.0.1", port: int = 0, *, log_file: Path | None = None, until_stdin_closes: bool = False) -> None:
     """Run a store server in this process until SIGTERM or SIGINT; for the main thread of a process of its own.
 
-    It listens on exactly `host` (0.0.0.0: every address of the machine); port 0 means any free one. When it serves, one line of JSON
+    It listens on exactly `host` (0.0.0.0: every IPv4 address of the machine, ::: every IPv6 one); port 0 means any free one. When it serves, one line of JSON
     says so on stdout: {"event": "ready", "host": …, "port": …, "pid": …}.
 
     The server's C++ side writes a stack trace to stderr for each odd client, from its event loop; were stderr a pipe that nobody drains,
-    the whole store would freeze. So stderr goes to `log_file`, or nowhere, once the server runs. `until_stdin_closes`: stop also when
+    the whole store would freeze. So stderr goes to `log_file` once the server
+    runs (with what is older in log_file.1, and both bounded), or nowhere. `until_stdin_closes`: stop also when
     stdin ends, that is when the parent that holds the other end dies, however it dies.
 
     Raises AddressError when the address cannot be had.
@@ -46,12 +49,11 @@ def serve(host: str = "127.0.0.1", port: int = 0, *, log_file: Path | None = Non
     listener = bind(host, port)  # before torch is imported: a wrong address is told at once
     port = listener.getsockname()[1]
     quiet_torch()
+    _allow_many_clients()
     from torch.distributed import TCPStore
 
     with _stderr_to(log_file):
-        target = resolve(host)
-        if target == "0.0.0.0":
-            target = "127.0.0.1"
+        target = reachable(resolve(host))
         # libuv only: without it compare_set wakes no waiter, and one half-sent command blocks the server for all.
         # The server owns the descriptor from here on.
         store = TCPStore(target, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True)
@@ -72,10 +74,17 @@ def _stop_when_stdin_ends() -> None:
 @contextlib.contextmanager
 def _stderr_to(log_file: Path | None) -> Iterator[None]:
     """Point descriptor 2 at the file, or at nothing; put it back afterwards, so that a last error can be told."""
-    try:
-        target = os.open(log_file or os.devnull, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    except OSError as error:
-        raise CoxlessError(f"cannot write the log file {log_file}: {error.strerror}") from None
+    drain = None
+    if log_file is None:
+        target = os.open(os.devnull, os.O_WRONLY)
+    else:
+        try:
+            file = RotatingFile(log_file)
+        except OSError as error:
+            raise CoxlessError(f"cannot write the log file {log_file}: {error.strerror}") from None
+        source, target = os.pipe()
+        drain = threading.Thread(target=file.fill_from, args=(source,), name="coxless-log", daemon=True)
+        drain.start()
     sys.stderr.flush()
     saved = os.dup(2)
     os.dup2(target, 2)
@@ -85,6 +94,19 @@ def _stderr_to(log_file: Path | None) -> Iterator[None]:
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+        if drain is not None:
+            drain.join(1.0)
+
+
+def _allow_many_clients() -> None:
+    """As many descriptors as this process may have: a client that says nothing keeps one for as long as it likes."""
+    if sys.platform == "win32":
+        return
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(OSError, ValueError):  # a hard limit that is none: then it stays as it is
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 class StoreServer:
@@ -102,7 +124,7 @@ class StoreServer:
     @property
     def address(self) -> str:
         """Where clients on this machine connect to, as "host:port"."""
-        return f"{'127.0.0.1' if self.host == '0.0.0.0' else self.host}:{self.port}"
+        return str(TcpAddress(reachable(self.host) if self.host in ("0.0.0.0", "::") else self.host, self.port))
 
     @property
     def pid(self) -> int:

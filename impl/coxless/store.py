@@ -17,7 +17,7 @@ from torch.distributed import DistError, FileStore, HashStore, Store, TCPStore  
 
 from .address import Address, EtcdAddress, FileAddress, TcpAddress, parse  # noqa: E402
 from .attempt import Attempt  # noqa: E402
-from .binding import bind, resolve  # noqa: E402
+from .binding import bind, reachable, resolve  # noqa: E402
 from .client import CONNECT_TIMEOUT, base_of, fresh_client  # noqa: E402
 from .client import address as address_of  # noqa: E402
 from .errors import CoxlessError, StoreUnreachableError, UnfitStoreError  # noqa: E402
@@ -47,7 +47,7 @@ def connect(address: str, *, timeout: timedelta = CONNECT_TIMEOUT) -> Store:
     # TCPStore's own time limit holds for each phase of connecting (3 s took 7.9 s) and not at all for a server that is stopped, so
     # a plain socket finds out first whether anything listens, and the client is made under a deadline.
     _wait_for_listener(host, port, deadline, timeout)
-    return _within(deadline, timeout, lambda: _fit_client(host, port, timeout), f"{host}:{port}")
+    return _within(deadline, timeout, lambda: _fit_client(host, port, timeout), _joined(host, port))
 
 
 def embedded_store(rank: int, host: str, port: int, *, timeout: timedelta = CONNECT_TIMEOUT) -> Store:
@@ -59,11 +59,11 @@ def embedded_store(rank: int, host: str, port: int, *, timeout: timedelta = CONN
     Raises ValueError for a `host` that is not an address of rank 0's machine, StoreUnreachableError when rank 0 is not there in time.
     """
     if rank != 0:
-        return connect(f"{host}:{port}", timeout=timeout)
+        return connect(_joined(host, port), timeout=timeout)
     listener = bind(host, port)
     # multi_tenant: init_process_group("env://") in this process finds this server at MASTER_PORT and shares it, instead of failing on the port.
     return TCPStore(
-        resolve(host), port, is_master=True, wait_for_workers=False, multi_tenant=True, timeout=timeout, master_listen_fd=listener.detach()
+        reachable(resolve(host)), port, is_master=True, wait_for_workers=False, multi_tenant=True, timeout=timeout, master_listen_fd=listener.detach()
     )  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from coxless.protocol.operations import CompareSet, Operation, Read
 from coxless.records import encode_members, epoch_of, parse_record
 from coxless.server import StoreServer, start_server
 from coxless.supervisor import mark_dead
-from coxless.training import DataParallel
+from coxless.training import Background, DataParallel, open_group
 
 from .crews import crew_of, in_threads
 from .lockstep import MemoryStore, Rank, found
@@ -239,6 +239,17 @@ def _(scene: Scene) -> tuple[str, Act]:
     model = nn.Linear(1, 1)
     trainer = DataParallel(scene.crew(), model, torch.optim.SGD(model.parameters(), lr=0.1))
     return keys.published("training_finished"), lambda: next(trainer.steps(3))
+
+
+@pytest.mark.usefixtures("loopback")
+@pytest.mark.parametrize("kind", [*FOREIGN, "another group's"])
+def test_a_foreign_address_of_a_participant_never_gets_to_gloo(store: Any, kind: str) -> None:
+    """An empty one would end the process with a segmentation fault, others make it ask for gigabytes."""
+    key = "process_group:1-abc:1/0/1"
+    store.set(key, FOREIGN.get(kind, b"\x02" + bytes(169)))
+    with pytest.raises(CorruptStoreError) as caught:
+        open_group(store, "1-abc:1", 0, 2, watch=lambda: None, background=Background())
+    assert f"key {key!r} holds " in str(caught.value)
 
 
 def escaped(value: bytes) -> str:

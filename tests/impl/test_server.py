@@ -78,8 +78,8 @@ def test_a_port_that_is_taken_is_one_clear_error(server: StoreServer) -> None:
     ("host", "reason"),
     [
         ("192.0.2.1", "is not an address of this machine"),
-        ("::1", "is neither an IPv4 address nor a name that has one"),
-        ("no-such-host.invalid", "is neither an IPv4 address nor a name that has one"),
+        ("2001:db8::1", "is not an address of this machine"),
+        ("no-such-host.invalid", "is neither an IP address nor a name that has one"),
     ],
 )
 def test_an_address_that_cannot_be_had_is_one_clear_error(host: str, reason: str) -> None:

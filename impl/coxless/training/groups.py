@@ -11,19 +11,21 @@ import logging
 import re
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable
 from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore, Store
+from torch.distributed.distributed_c10d import Store
 
 from coxless.client import fresh_client
 from coxless.connection import Connection
-from coxless.errors import CoxlessError
+from coxless.errors import CorruptStoreError, CoxlessError
 from coxless.protocol.operations import ConnectionBroken
 from coxless.training.background import Background
+from coxless.training.sealed import NamedPrefix, SealedStore
 
 _log = logging.getLogger(__name__)
 
@@ -42,7 +44,14 @@ class CollectiveFailed(CoxlessError):
 
 def make_gloo(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
     """A Gloo group. The interface is chosen as everywhere in torch: GLOO_SOCKET_IFNAME, else the one of the host name."""
-    return dist.ProcessGroupGloo(store, rank, size, timeout)
+    sealed = SealedStore(store)
+    group = dist.ProcessGroupGloo(sealed, rank, size, timeout)
+    weakref.finalize(group, _forget, sealed).atexit = False  # keeps it alive as long as the group
+    return group
+
+
+def _forget(store: SealedStore) -> None:
+    pass
 
 
 def make_nccl(store: Store, rank: int, size: int, timeout: timedelta) -> Any:
@@ -150,7 +159,8 @@ def open_group(
 
     The meeting blocks inside the backend until all have come, and, on a store that is stopped, until it resumes. It runs on a thread and
     a connection of its own, so that it can be left behind when `watch` gives a reason, or after `timeout`. A name is for one meeting:
-    its keys lead to participants of then. Raises `CollectiveFailed`; ValueError for an unknown backend.
+    its keys lead to participants of then. Raises `CollectiveFailed`; CorruptStoreError for a key that no participant wrote; ValueError for
+    an unknown backend.
     """
     if isinstance(backend, str) and backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is not one of {', '.join(BACKENDS)}; pass a function that makes the group instead")
@@ -164,7 +174,7 @@ def open_group(
 
     def meet() -> None:
         try:
-            made.append(make(PrefixStore(_prefix(epoch), fresh_client(store)), index, size, timeout))
+            made.append(make(NamedPrefix(_prefix(epoch), fresh_client(store)), index, size, timeout))
         except BaseException as error:  # noqa: BLE001  (raised below, in the caller's thread)
             failures.append(error)
         met.set()
@@ -181,7 +191,8 @@ def open_group(
             raise CollectiveFailed(f"while the group was made: {trouble}")
         wait = WATCH_EVERY
     if failures:
-        if not isinstance(failures[0], RuntimeError | OSError):  # no network's doing: another attempt would end in the same way
+        # No network's doing: another attempt would end in the same way.
+        if not isinstance(failures[0], RuntimeError | OSError) or isinstance(failures[0], CorruptStoreError):
             raise failures[0]
         raise CollectiveFailed(f"while the group was made: {_reason(failures[0])}")
     return EpochGroup(made.pop(), index, size, watch=watch, background=background)

@@ -7,16 +7,22 @@ travels as JSON and its tensors as bytes: nothing is unpickled, so a peer can se
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from coxless.errors import CoxlessError
 from coxless.training.average import buckets
 from coxless.training.groups import EpochGroup
 
 CHUNK_BYTES = 32 << 20
+LONGEST_SHAPE = 64 << 20
+"""Bytes of JSON."""
+LARGEST_STATE = 1 << 42
+"""Bytes of tensors."""
 _DTYPES = {
     str(dtype).removeprefix("torch."): dtype
     for dtype in (
@@ -24,6 +30,10 @@ _DTYPES = {
         *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
     )
 }
+
+
+class CorruptStateError(CoxlessError, ValueError):
+    """What a participant sent as the state of the training is none."""
 
 
 def pack(tree: object) -> tuple[str, list[Tensor]]:
@@ -54,7 +64,7 @@ def pack(tree: object) -> tuple[str, list[Tensor]]:
 
 
 def unpack(shape: str, tensors: list[Tensor]) -> Any:
-    """Puts a tree together again. Raises ValueError when the shape is none, or does not go with the tensors."""
+    """Puts a tree together again. Raises CorruptStateError when the shape is none, or does not go with the tensors."""
     left = iter(tensors)
 
     def build(node: Any) -> Any:
@@ -63,26 +73,31 @@ def unpack(shape: str, tensors: list[Tensor]) -> Any:
                 return node
             case list():
                 return [build(item) for item in node]
-            case {"tensor": [_name, *_sizes]}:
+            case {"tensor": [_name, *_sizes], **rest} if not rest:
                 return next(left)
-            case {"dict": list(items)}:
-                return {build(key): build(value) for key, value in items}
-            case {"tuple": list(items)}:
+            case {"dict": list(items), **rest} if not rest:
+                return {build(key): build(value) for key, value in map(_pair, items)}
+            case {"tuple": list(items), **rest} if not rest:
                 return tuple(build(item) for item in items)
-        raise ValueError(f"not the shape of a state: {node!r:.80}")
+        raise _no_state(node)
 
     try:
-        return build(json.loads(shape))
+        tree = build(_parsed(shape))
     except StopIteration:
-        raise ValueError("the shape of the state names more tensors than came") from None
+        raise CorruptStateError("the shape of the state names more tensors than came") from None
+    except (RecursionError, TypeError) as error:  # too deep; a key that cannot be one
+        raise CorruptStateError(f"not the shape of a state: {error}") from None
+    if next(left, None) is not None:
+        raise CorruptStateError("the shape of the state names fewer tensors than came")
+    return tree
 
 
 def broadcast_state(group: EpochGroup, tree: object, source: int, *, device: torch.device | str = "cpu") -> Any:
     """Sends the state of participant `source` to all, and returns it; `tree` matters only there.
 
     The received tensors are new and lie on `device`, which must suit the backend; nothing of the receiver is touched. So a
-    transfer that fails half way (`CollectiveFailed`) leaves it as it was. TypeError, at the source and before anything is sent,
-    when `tree` holds something that `pack` cannot take.
+    transfer that fails half way (`CollectiveFailed`, or `CorruptStateError` for something that is no state) leaves it as it was. TypeError,
+    at the source and before anything is sent, when `tree` holds something that `pack` cannot take.
     """
     sending = group.index == source
     shape, tensors = pack(tree) if sending else ("", [])
@@ -90,11 +105,14 @@ def broadcast_state(group: EpochGroup, tree: object, source: int, *, device: tor
     length = torch.tensor([text.numel()], dtype=torch.int64, device=device)
     group.broadcast(length, source)
     if not sending:
-        text = torch.empty(int(length.item()), dtype=torch.uint8, device=device)
+        announced = int(length.item())
+        if not 0 < announced <= LONGEST_SHAPE:
+            raise CorruptStateError(f"the state is announced with {announced} bytes of shape; 1 to {LONGEST_SHAPE} can be")
+        text = torch.empty(announced, dtype=torch.uint8, device=device)
     group.broadcast(text, source)
     if not sending:
-        shape = bytes(text.cpu().tolist()).decode()
-        tensors = _empty_tensors(json.loads(shape), device)
+        shape = bytes(text.cpu().tolist()).decode(errors="replace")
+        tensors = [torch.empty(sizes, dtype=dtype, device=device) for dtype, sizes in tensors_of(shape)]
     for bucket in buckets(tensors, CHUNK_BYTES):
         flat = torch.cat([_bytes(tensor.to(device)) for tensor in bucket])
         group.broadcast(flat, source)
@@ -109,13 +127,28 @@ def _bytes(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
 
 
-def _empty_tensors(shape: Any, device: torch.device | str) -> list[Tensor]:
-    found: list[Tensor] = []
+def tensors_of(shape: str) -> list[tuple[torch.dtype, list[int]]]:
+    """Type and sizes of each tensor that a shape names. Raises CorruptStateError."""
+    found: list[tuple[torch.dtype, list[int]]] = []
+    room = LARGEST_STATE
 
     def walk(node: Any) -> None:
+        nonlocal room
         match node:
-            case {"tensor": [name, *sizes]}:
-                found.append(torch.empty(sizes, dtype=_DTYPES[name], device=device))
+            case {"tensor": [str(name), *sizes]}:
+                dtype = _DTYPES.get(name)
+                if (
+                    dtype is None
+                    or len(sizes) > 64
+                    or not all(type(size) is int and 0 <= size <= LARGEST_STATE for size in sizes)
+                ):
+                    raise _no_state(node)
+                room -= math.prod(sizes) * dtype.itemsize
+                if room < 0:
+                    raise CorruptStateError(f"the shape of the state names tensors of more than {LARGEST_STATE} bytes")
+                found.append((dtype, sizes))
+            case {"tensor": _}:
+                raise _no_state(node)
             case dict():
                 for value in node.values():
                     walk(value)
@@ -123,5 +156,25 @@ def _empty_tensors(shape: Any, device: torch.device | str) -> list[Tensor]:
                 for item in node:
                     walk(item)
 
-    walk(shape)
+    try:
+        walk(_parsed(shape))
+    except RecursionError:
+        raise CorruptStateError("not the shape of a state: too deep") from None
     return found
+
+
+def _parsed(shape: str) -> Any:
+    try:
+        return json.loads(shape)
+    except (ValueError, RecursionError):
+        raise _no_state(shape) from None
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    if type(item) is not list or len(item) != 2:
+        raise _no_state(item)
+    return item[0], item[1]
+
+
+def _no_state(node: object) -> CorruptStateError:
+    return CorruptStateError(f"not the shape of a state: {node!a:.80}")
