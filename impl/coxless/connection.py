@@ -58,6 +58,8 @@ class Connection:
         """On time.monotonic(): an operation in flight is given up soon after it, although its reply may still be on its way."""
         self.flight = 0
         """What the watchdog looks at: odd while an operation is in flight."""
+        self.let_through = False
+        """The barrier of the last `barrier_then_compare_set` let through."""
         self._store = store
         self._owned = False
         self._socket: socket.socket | None = None
@@ -138,11 +140,13 @@ class Connection:
 
         wake: where the store can, it is set together with the register, and `wakes` is True: one commit less in etcd.
         """
+        self.let_through = False
         if self.broken:
             raise ConnectionBroken
         self.flight += 1
         try:
             self._barrier(key, size, patience)
+            self.let_through = True
             self.flight += 2
             if wake and self._compare_set_and_wake is not None:
                 return True, _text(target, self._compare_set_and_wake(target, expected, desired, wake))

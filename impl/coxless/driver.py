@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from . import keys
 from .connection import REPLY_LIMIT, Connection
@@ -39,6 +39,16 @@ _LOOK_LIMIT = 0.4
 
 Watcher = Callable[[RankState, Operation, object], None]
 """Called after each operation, with its reply."""
+
+
+class FastPath(NamedTuple):
+    """What a recorded fast path has asked."""
+
+    began: int
+    k: int
+    size: int
+    expected: str
+    desired: str
 
 
 @dataclass(slots=True)
@@ -77,6 +87,8 @@ class Driver:
     _woken_by: str = ""
     """The key that ended the last wait."""
     _announced: Member = NOBODY
+    _cut: FastPath | None = None
+    """The fast path that is recorded and has not come to its line yet."""
     _recorded: int = 0
     """The last iteration whose decision was recorded."""
     _perform: dict[type, Callable[[Any], object]] = field(default_factory=dict)
@@ -95,7 +107,7 @@ class Driver:
 
     def advance(self, flag: Flag, *, deadline: float) -> Decision:
         """From the iteration that this rank takes part in to the next one. Raises what `run` raises."""
-        plain = self.recorder is None and not self.watchers and not self.state.record.attention and not self._in_doubt
+        plain = not self.watchers and not self.state.record.attention and not self._in_doubt
         if flag == "o" and plain:
             return self._fast(deadline)
         return self.run(advance(self.state, flag), deadline=deadline)
@@ -112,15 +124,12 @@ class Driver:
         connection.deadline = deadline
         self._since = k
         self.unfinished = self._in_doubt = True
+        recorder, size, expected, desired = self.recorder, len(epoch.members), state.record_text(), head + epoch.me
+        if recorder is not None:
+            self._cut = FastPath(now(), k, size, expected, desired)
         try:
             replies = connection.barrier_then_compare_set(
-                f"{BARRIER}{k}:count",
-                len(epoch.members),
-                self.patience,
-                keys.REGISTER,
-                state.record_text(),
-                head + epoch.me,
-                keys.full(k),
+                f"{BARRIER}{k}:count", size, self.patience, keys.REGISTER, expected, desired, keys.full(k)
             )
         except ConnectionBroken:
             return self.run(None, deadline=deadline)
@@ -129,22 +138,43 @@ class Driver:
             winner = epoch.members.get(text[len(head) :]) if text.startswith(head) else None
             if winner is not None:
                 record = Record(generation, k + 1, name, True, False, winner)
+                if recorder is not None and self._cut is not None:
+                    recorder.fast(k, size, expected, desired, text, self._cut.began)
+                    self._cut, self._recorded = None, k + 1
                 state.decide_in_epoch(record, text)
                 if winner == state.me and not connection.wakes:
                     with suppress(ConnectionBroken):
                         connection.set(keys.full(k), "1")
                 self.unfinished = self._in_doubt = False
                 return Decision(record, state.listed, state.me)
+        if recorder is not None:
+            recorder.vote(state)
         generator = advance(state, "o")
         operation = next(generator)
         try:
             for reply in replies:
+                if recorder is not None and self._cut is not None:
+                    recorder.operation(operation, reply, self._cut.began)
                 operation = generator.send(reply)
         except StopIteration:  # a decision after all: of this epoch, with attention up again already
-            self._in_doubt = False
+            self._cut, self._in_doubt = None, False
             return self._finish()
+        self._cut = None
         self._generator, self._operation, self._in_doubt = generator, operation, False
         return self.run(None, deadline=deadline)
+
+    def _record_what_was_cut(self) -> None:
+        """The fast path writes its one line at its end. Where it does not come to that, what it did is told step by step."""
+        cut, recorder = self._cut, self.recorder
+        if cut is None or recorder is None:
+            return
+        self._cut = None
+        recorder.vote(self.state)
+        self._operation = Barrier("arrive", f"{BARRIER}{cut.k}:count", cut.size)
+        self._began = cut.began
+        if self.connection.let_through:
+            recorder.operation(self._operation, True, cut.began)
+            self._operation = CompareSet("propose_same_epoch", keys.REGISTER, cut.expected, cut.desired)
 
     def run(self, generator: Generator[Operation, object, Decision] | None, *, deadline: float) -> Decision:
         """Run to the next decision; with None, continue where the last run stopped. `deadline` is on time.monotonic().
@@ -217,6 +247,7 @@ class Driver:
             self.connection.reconnect(deadline)
         self._refuse_foreign_count()
         # Only now: until then it may still take effect, in a server that was stopped, say.
+        self._record_what_was_cut()
         if self.recorder is not None and self._operation is not None:
             self.recorder.broken(self._operation, self._began)
         self._operation = None

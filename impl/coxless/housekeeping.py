@@ -37,6 +37,8 @@ class Housekeeper:
         self._member: Member | None = None
         self._beats = 0
         self._deletions: deque[str] = deque()
+        self._began = 0
+        """When the deletion in flight began, if it is recorded."""
         self._sweep: tuple[int, Sequence[Member]] | None = None
         self._published: dict[str, str] = {}
         self._unpublished = False
@@ -144,10 +146,17 @@ class Housekeeper:
         if not self._connection.broken:
             return
         self._connection.reconnect(deadline)
-        self._deletions.clear()
+        self._forget_deletions()
         self._sweep = None
         self._beat_due = 0.0
         self._unpublished = bool(self._published)
+
+    def _forget_deletions(self) -> None:
+        doomed = []
+        while self._deletions:
+            doomed.append(self._deletions.popleft())
+        if self._recorder is not None and doomed:
+            self._recorder.forgot([key for key in doomed if _is_of_the_protocol(key)], self._began or now())
 
     def _publish(self) -> None:
         if self._unpublished:
@@ -170,8 +179,15 @@ class Housekeeper:
             (before, participants), self._sweep = self._sweep, None
             self._deletions.extend(litter(self._connection.list_keys(), before, participants))
         while self._deletions and (deadline is None or time.monotonic() < deadline):
-            key = self._deletions.popleft()
-            began = now() if self._recorder is not None else 0
+            key = self._deletions[0]
+            self._began = now() if self._recorder is not None else 0
             self._connection.delete(key)
-            if self._recorder is not None and not key.startswith(keys.heartbeat("")):  # which are no part of the protocol's steps
-                self._recorder.deletion(key, began)
+            self._deletions.popleft()  # only now: should the connection break, it may have been deleted or not
+            if self._recorder is not None and _is_of_the_protocol(key):
+                self._recorder.deletion(key, self._began)
+            self._began = 0
+
+
+def _is_of_the_protocol(key: str) -> bool:
+    """Heartbeats are deleted beside its steps."""
+    return not key.startswith(keys.heartbeat(""))

@@ -1,15 +1,18 @@
 """Recording what a process does on the store, as JSON lines, so that the model can be asked whether it could have done the same.
 
 With COXLESS_TRACE=DIR each process writes a file of its own there. A line is one write() with O_APPEND, after the operation has its
-reply: a process that is killed loses at most the line of the operation in flight, or leaves that line torn at the end. Times are
-CLOCK_MONOTONIC (ns), which all processes of one host share. A file ends at COXLESS_TRACE_LIMIT bytes (64 MiB unless set) with a line
-that says so. Without COXLESS_TRACE nothing is recorded, and no clock is read.
+reply: a process that is killed loses at most the line of the operation (or of the fast path) in flight, or leaves that line torn at the
+end. Times are CLOCK_MONOTONIC (ns), which all processes of one host share. A file ends at COXLESS_TRACE_LIMIT bytes (64 MiB unless set),
+or when the disk is full, with a line that says so. Without COXLESS_TRACE nothing is recorded, and no clock is read.
 
-    {"n": 7, "t": "op", "s": "arrive", "o": "Add", "a": ["global_iteration_barrier:4:count", 1], "r": 2, "b": 8115…, "e": 8115…}
+    {"n": 7, "t": "op", "s": "sign", "o": "Append", "a": ["global_iteration_barrier:4:arrived", "0.1-ab.f,"], "r": null, "b": 8115…, "e": 8115…}
+    {"n": 8, "t": "fast", "k": 5, "size": 4, "x": "c1 …", "d": "c1 …", "r": "c1 …", "b": 8115…, "e": 8116…}
 
-n counts the lines of the file; t is one of start, vote, op, broken (the operation may or may not have taken effect), delete, decision,
-left, end (superseded), full (the limit). The supervisor has a file of its own, with what it saw of the processes, lines of the kind
-event.
+n counts the lines of the file; t is one of start, vote, op, broken (the operation may or may not have taken effect), fast, delete, forgot
+(keys that are not deleted after all, as the connection broke; the first of them may have been), decision, left, end (superseded), full
+(the limit). A fast line is a whole advance on the fast path: the vote o, the barrier with `size` members that let through, the compare_set
+of the register from x to d with its reply r, the wake of the winner, the decision. The supervisor has a file of its own, with what it saw
+of the processes, lines of the kind event.
 """
 
 import json
@@ -18,7 +21,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,29 +46,55 @@ class Recorder:
         self._lock = threading.Lock()
         self._left = limit
         self._lines = 0
+        self._size = 0
+        """Bytes in whole lines so far, and in the last one."""
+        self._last = 0
 
     def write(self, kind: str, **fields: Any) -> None:
         """One line, unless the file is full."""
+        self._put(json.dumps({"t": kind, **fields}, separators=(",", ":"))[1:])
+
+    def _put(self, fields: str) -> None:
+        """One line; `fields` is JSON text up to the end of the object."""
         with self._lock:
             if self._left <= 0:
                 return
-            line = json.dumps({"n": self._lines, "t": kind, **fields}, separators=(",", ":")).encode() + b"\n"
+            line = b'{"n":%d,%s\n' % (self._lines, fields.encode())
             self._left -= len(line)
             if self._left <= 0:
-                logger.warning("%s is full: nothing more is recorded", self.path)
-                line = b'{"n":%d,"t":"full"}\n' % self._lines
+                self._end("its limit is reached")
+                return
             self._lines += 1
             try:
-                os.write(self._descriptor, line)
+                written = os.write(self._descriptor, line)
             except OSError as error:  # a full disk must not stop the training
-                logger.warning("recording stops: %s: %s", self.path, error.strerror)
-                self._left = 0
+                self._end(error.strerror or str(error))
+                return
+            if written < len(line):
+                self._end("the disk is full")
+                return
+            self._last = len(line)
+            self._size += len(line)
+
+    def _end(self, why: str) -> None:
+        """The file ends here, and says so. Where the disk has no room for that, it takes the place of the last line."""
+        logger.warning("nothing more is recorded to %s: %s", self.path, why)
+        self._left = 0
+        for kept, lines in ((self._size, self._lines), (self._size - self._last, self._lines - 1)):
+            line = b'{"n":%d,"t":"full","b":%d}\n' % (lines, now())
+            try:
+                os.ftruncate(self._descriptor, kept)
+                if os.write(self._descriptor, line) == len(line):
+                    return
+            except OSError:
+                continue
 
     # --- what a rank does
 
     def start(self, state: RankState) -> None:
         """The process begins."""
-        self.write("start", rank=state.rank, world_size=state.world_size, min_ranks=state.min_ranks, b=now())
+        told = {"rank": state.rank, "world_size": state.world_size, "min_ranks": state.min_ranks, "nonce": state.nonce}
+        self.write("start", **told, b=now())
 
     def vote(self, state: RankState) -> None:
         """A run of the generator begins, with this vote on the present iteration."""
@@ -86,6 +115,14 @@ class Recorder:
         """A run of the generator has come to its end."""
         record, members, me = decision
         self.write("decision", record=str(record), members=encode_members(members), me=str(me))
+
+    def fast(self, k: int, size: int, expected: str, desired: str, reply: str, began: int) -> None:
+        """An advance from iteration k on the fast path has come to its end. Formatted by hand: these texts need no escapes."""
+        self._put(f'"t":"fast","k":{k},"size":{size},"x":"{expected}","d":"{desired}","r":"{reply}","b":{began},"e":{now()}}}')
+
+    def forgot(self, doomed: Sequence[str], began: int) -> None:
+        """These keys will not be deleted by this process; the first of them may have been."""
+        self.write("forgot", a=list(doomed), b=began, e=now())
 
     def deletion(self, key: str, began: int) -> None:
         """A key was deleted, beside the training thread."""

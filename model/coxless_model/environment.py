@@ -159,7 +159,7 @@ class Hardened(NamedTuple):
             for move in moves(self.setting, rank, p):
                 for action, after, q in outcomes(self.setting, rank, shared, p, move):
                     note = ", ".join(filter(None, (action.note, "second process" if i else "")))
-                    yield Step(action._replace(note=note), self._followed(after, local, i, q), with_process(local, i, q))
+                    yield Step(action._replace(note=note), self.followed(after, local, i, q), with_process(local, i, q))
 
     def _fates(self, rank: int, shared: Shared, local: Rank) -> Iterator[Step]:
         """What befalls the rank: a crash, a leave, a start."""
@@ -191,7 +191,7 @@ class Hardened(NamedTuple):
         shared = leaking(with_pulse(shared, p.me, status), leak(p, shared.store))
         return shared._replace(ghost=given_up(shared.ghost, p.me))
 
-    def _followed(self, shared: Shared, local: Rank, i: int, after: Process) -> Shared:
+    def followed(self, shared: Shared, local: Rank, i: int, after: Process) -> Shared:
         """What a step of a process means for its heartbeat, for the ghost and for the keys that it was to delete."""
         before = local.processes[i]
         if after.me != before.me:

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coxless.errors import CorruptStoreError
-from coxless.records import Member, parse_member, parse_record, parse_signatures
-from coxless.records import parse_members as parse_list
-from coxless_model import records as model
-from coxless_model.store import MISSING, PROBE, THERE
 
-LOCAL = ("vote", "decision", "left", "end", "full")
+from .words import Words
+
+LOCAL = ("vote", "decision", "left", "end")
 FOREVER = 1 << 62
+TORN, FULL = "torn", "full"
 
 
 class Flaw(NamedTuple):
@@ -21,9 +20,19 @@ class Flaw(NamedTuple):
     line: int
     what: str
 
+    @property
+    def harmless(self) -> bool:
+        """A process that was killed while it wrote a line leaves it torn; the line is as if it had not been written."""
+        return self.what.startswith(TORN)
+
+    @property
+    def open_end(self) -> bool:
+        """What the process did from here on is not known."""
+        return self.what.startswith(FULL)
+
 
 class Item(NamedTuple):
-    """One line, in the model's words."""
+    """A line, or one of the steps that a line tells, in the model's words."""
 
     file: str
     line: int
@@ -34,11 +43,16 @@ class Item(NamedTuple):
     begin: int
     end: int
     """The latest moment at which it can have taken effect."""
-    text: str
+    sent: int = 0
+    """When it has most likely taken effect, if not at its end."""
     timed_out: bool | None = None
     """With read_arrived while founding: what the driver said when asked whether the join timeout has passed."""
-    sent: int = 0
-    """Of an operation without a reply: when it had been sent, and has most likely taken effect."""
+    unsure: bool = False
+    """Of an operation without a reply: whether it arrived is not known, as the connection was found broken after it (or nothing followed)."""
+    emptied: bool = False
+    """Of a broken operation: what the process read next shows that the store has lost its data."""
+    extra: bool = False
+    """One of several steps that a line tells, and not the first of them."""
 
     @property
     def likely(self) -> int:
@@ -58,173 +72,202 @@ class Recording(NamedTuple):
     clean_up: tuple[Item, ...]
     members: tuple[str, ...] = ()
     """Who it has been in the crew, by what it decided."""
+    nonce: int = 0
+    until: int = FOREVER
+    """When its file was full."""
 
 
 def read_recordings(folder: Path) -> tuple[list[Recording], list[Flaw]]:
+    """Each file that a rank has written, in the order in which they began to do something; and what is wrong with them."""
     flaws: list[Flaw] = []
-    raw = {path.name: list(lines_of(path, flaws)) for path in sorted(folder.glob("rank*.jsonl"))}
-    words = Words(fields for lines in raw.values() for _, fields, _ in lines)
-    recordings = [_recording(name, lines, words, flaws) for name, lines in raw.items() if lines]
-    return sorted(recordings, key=lambda one: one.begin), flaws
+    paths = sorted(folder.glob("rank*.jsonl"))
+    words = Words()
+    for path in paths:  # a list is known by the digest in its name, so all of them are read first
+        words.learn_lists(path)
+    recordings = []
+    for path in paths:
+        reader = _Reader(path.name, words, flaws)
+        for number, fields in lines_of(path, flaws):
+            reader.read(number, fields)
+        if (recording := reader.recording()) is not None:
+            recordings.append(recording)
+    return sorted(recordings, key=_first), flaws
 
 
-def lines_of(path: Path, flaws: list[Flaw]) -> Iterator[tuple[int, dict[str, Any], str]]:
-    texts = path.read_bytes().split(b"\n")
-    wanted = 0
-    for number, text in enumerate(texts, start=1):
-        if number == len(texts):
-            if text:
-                flaws.append(Flaw(path.name, number, "torn: the process was killed while it wrote this line"))
-            return
+def _first(one: Recording) -> tuple[int, str]:
+    return (one.main[0].begin or one.begin) if one.main else one.begin, one.name
+
+
+def lines_of(path: Path, flaws: list[Flaw]) -> Iterator[tuple[int, dict[str, Any]]]:
+    """The lines of a file, each with its number."""
+    wanted = number = 0
+    with path.open("rb") as file:
+        for text in file:
+            number += 1
+            if not text.endswith(b"\n"):
+                flaws.append(Flaw(path.name, number, f"{TORN}: the process was killed while it wrote this line"))
+                return
+            try:
+                fields = json.loads(text)
+                found, _ = fields["n"], fields["t"]
+                if type(found) is not int:
+                    raise TypeError(found)
+            except (ValueError, KeyError, TypeError, RecursionError):
+                flaws.append(Flaw(path.name, number, f"not a line of a recording: {text[:60]!r}"))
+                continue
+            if found != wanted:
+                flaws.append(Flaw(path.name, number, f"line {wanted} is missing: this one says that it is line {found}"))
+            wanted = found + 1
+            yield number, fields
+    if not number:
+        flaws.append(Flaw(path.name, 0, f"{TORN}: the file is empty, its process was killed before it wrote a line"))
+
+
+def text_of(path: Path, line: int) -> str:
+    """The text of a line, for people."""
+    with path.open("rb") as file:
+        for number, text in enumerate(file, start=1):
+            if number == line:
+                return text.decode(errors="replace").rstrip("\n")
+    return ""
+
+
+class _Reader:
+    """One file on its way to a Recording."""
+
+    def __init__(self, name: str, words: Words, flaws: list[Flaw]) -> None:
+        self.name, self.words, self.flaws = name, words, flaws
+        self.main: list[Item] = []
+        self.clean_up: list[Item] = []
+        self.start: dict[str, Any] = {}
+        self.members: dict[str, None] = {}
+        self.last = 0
+        self.until = FOREVER
+        self.some = False
+
+    def read(self, number: int, fields: dict[str, Any]) -> None:
+        self.some = True
         try:
-            fields = json.loads(text)
-            found = fields["n"]
-            fields["t"]
-        except (ValueError, KeyError, TypeError):
-            flaws.append(Flaw(path.name, number, f"not a line of a recording: {text[:60]!r}"))
-            continue
-        if found != wanted:
-            flaws.append(Flaw(path.name, number, f"line {wanted} is missing: this one says that it is line {found}"))
-        wanted = found + 1
-        yield number, fields, text.decode(errors="replace")
+            self._read(number, fields)
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, CorruptStoreError) as error:
+            what = f"{type(error).__name__}: {error}" if isinstance(error, KeyError) else str(error)
+            self.flaws.append(Flaw(self.name, number, f"not understood: {what}"))
 
-
-class Words:
-    """The text of the store in the model's words. A list is known by the digest in its name, so all of them are read first."""
-
-    def __init__(self, lines: Any) -> None:
-        self._epochs: dict[str, model.Epoch] = {"0": model.Epoch(0, ())}
-        for fields in lines:
-            if fields.get("o") == "Set" and str(fields["a"][0]).startswith("global_iteration_members:"):
-                name = fields["a"][0].partition(":")[2]
-                since = int(name.partition("-")[0])
-                self._epochs[name] = model.Epoch(since, self.members(name, fields["a"][1]))
-
-    def member(self, member: Member) -> model.Member:
-        return model.Member(member.rank, member.number, 0)
-
-    def members(self, epoch: str, text: str) -> model.Members:
-        return tuple(model.Listed(self.member(one), holds) for one, holds in parse_list(epoch, text))
-
-    def epoch(self, name: str) -> model.Epoch:
-        if name not in self._epochs:
-            raise ValueError(f"nobody recorded writing the members list {name}")
-        return self._epochs[name]
-
-    def record(self, text: str) -> model.Record:
-        _, iteration, epoch, committed, attention, winner = parse_record(text)
-        return model.Record(
-            0, iteration, self.epoch(epoch), committed, attention, None if winner is None else self.member(winner)
-        )
-
-    def key(self, text: str) -> tuple[Any, ...]:
-        head, _, rest = text.partition(":")
-        if text == "global_iteration_counter":
-            return ("register",)
-        if head == "global_iteration_members":
-            return ("members", self.epoch(rest))
-        if head == "global_iteration_barrier":
-            number, _, what = rest.partition(":")
-            return (what, int(number))
-        if text.startswith("rank_"):
-            return ("incarnation", int(text.split("_")[1]))
-        raise ValueError(f"no key of the protocol: {text!r}")
-
-    def value(self, key: tuple[Any, ...], text: str) -> Any:
-        match key[0]:
-            case "register":
-                return self.record(text)
-            case "members":
-                return key[1].members
-            case "arrived":
-                signed = {model.Signature(self.member(one), flag) for one, flag in parse_signatures(key[1], text)}
-                return tuple(sorted(signed))
-        return int(text)
-
-    def operation(self, kind: str, arguments: list[Any], reply: Any) -> tuple[tuple[Any, ...], Any]:
-        """The model's operation and reply."""
-        if kind == "ReadHeartbeat":
-            return ("read", ("heartbeat", self.member(parse_member(arguments[0])))), reply
-        key = self.key(arguments[0])
-        match kind:
-            case "Add":
-                return ("add", key, arguments[1]), reply
-            case "Set":
-                return ("set", key, self.value(key, arguments[1])), None
-            case "Append":
-                (signature,) = self.value(key, arguments[1])
-                return ("append", key, signature), None
-            case "CompareSet":
-                expected = MISSING if arguments[1] == "" else self.value(key, arguments[1])
-                return ("compare_set", key, expected, self.value(key, arguments[2])), (
-                    None if reply is None else self.value(key, reply)
-                )
-            case "Barrier":
-                return ("barrier", key, arguments[1]), THERE if reply else None
-            case "Read":
-                return ("read", key), PROBE if reply is None else self.value(key, reply)
-            case "Wait":
-                return ("wait", key), THERE if reply else None
-        raise ValueError(f"unknown operation {kind!r}")
-
-
-def _recording(name: str, lines: list[tuple[int, dict[str, Any], str]], words: Words, flaws: list[Flaw]) -> Recording:
-    main: list[Item] = []
-    clean_up: list[Item] = []
-    start: dict[str, Any] = {}
-    members: dict[str, None] = {}
-    last = 0
-    for number, fields, text in lines:
-        try:
-            match fields["t"]:
-                case "start":
-                    start = fields
-                case "op" if fields["o"] == "JoinTimedOut":
-                    if main[-1].name != "read_arrived":
-                        flaws.append(Flaw(name, number, "the join timeout is asked about only after read_arrived"))
+    def _read(self, number: int, fields: dict[str, Any]) -> None:
+        words, main = self.words, self.main
+        match fields["t"]:
+            case "start":
+                if self.start:
+                    raise ValueError("a second start line")
+                self.start = fields
+            case "op" | "broken" if fields["o"] == "JoinTimedOut":
+                if not main or main[-1].name != "read_arrived":
+                    raise ValueError("the join timeout is asked about only after read_arrived")
+                if fields["t"] == "op":
                     main[-1] = main[-1]._replace(timed_out=fields["r"])
-                case "op" | "broken" as kind:
-                    op, result = words.operation(fields["o"], fields["a"], fields.get("r"))
-                    if fields["b"] < last or fields["e"] < fields["b"]:
-                        flaws.append(Flaw(name, number, "its times go back"))
-                    last = fields["e"]
-                    main.append(Item(name, number, kind, fields["s"], op, result, fields["b"], fields["e"], text))
-                    if (
-                        op[0] == "barrier" and kind == "op"
-                    ):  # one call, two steps of the model: to be counted, and to be let through
-                        op = ("barrier_reply", *op[1:])
-                        main.append(Item(name, number, kind, "await_barrier", op, result, fields["b"], fields["e"], text))
-                case "delete":
-                    op = ("delete_key", words.key(fields["a"][0]))
-                    clean_up.append(Item(name, number, "delete", "clean_up", op, None, fields["b"], fields["e"], text))
-                case "decision":
-                    record = words.record(fields["record"])
-                    members[fields["me"]] = None
-                    main.append(Item(name, number, "decision", "", None, record, 0, 0, text))
-                case "vote":
-                    main.append(Item(name, number, "vote", "", None, (fields["k"], fields["flag"]), 0, 0, text))
-                case "left" | "end" | "full" as kind:
-                    main.append(Item(name, number, kind, "", None, fields.get("what"), 0, 0, text))
-                case other:
-                    flaws.append(Flaw(name, number, f"unknown kind of line {other!r}"))
-        except (ValueError, KeyError, TypeError, IndexError, CorruptStoreError) as error:
-            flaws.append(Flaw(name, number, f"not understood: {error}"))
-    if not start:
-        flaws.append(Flaw(name, 1, "does not begin with a start line"))
-        start = {"rank": int(name[4:].partition(".")[0]), "world_size": 1, "min_ranks": 1, "b": main[0].begin if main else 0}
-    pid = int(name.split(".")[1])
-    told = (start["world_size"], start["min_ranks"], start["b"])
-    return Recording(name, start["rank"], pid, *told, _stretched(main), tuple(clean_up), tuple(members))
+                else:
+                    main[-1] = main[-1]._replace(kind="broken", end=self._time(number, fields)[1])
+            case "op" | "broken" as kind:
+                op, result = words.operation(fields["o"], fields["a"], fields.get("r"))
+                begin, end = self._time(number, fields)
+                if main and main[-1].kind == "broken" and kind == "op":
+                    main[-1] = main[-1]._replace(emptied=words.shows_empty(fields["s"], op, result))
+                barrier = op[0] == "barrier"
+                # It counts as soon as it is asked.
+                main.append(Item(self.name, number, kind, fields["s"], op, result, begin, end, sent=begin if barrier else 0))
+                if barrier and kind == "op":  # one call, two steps of the model: to be counted, and to be let through
+                    reply = ("barrier_reply", *op[1:])
+                    main.append(Item(self.name, number, kind, "await_barrier", reply, result, begin, end, extra=True))
+            case "fast":
+                self._fast(number, fields)
+            case "delete":
+                begin, end = fields["b"], fields["e"]
+                op = ("delete_key", words.key(fields["a"][0]))
+                self.clean_up.append(Item(self.name, number, "delete", "clean_up", op, None, begin, end))
+            case "forgot":
+                forgotten = tuple(map(words.key, fields["a"]))
+                self.clean_up.append(Item(self.name, number, "forgot", "forgot", None, forgotten, fields["b"], fields["e"]))
+            case "decision":
+                record, members, me = fields["record"], fields["members"], fields["me"]
+                self.members[me] = None
+                told = (words.record(record), words.members(record.split(" ")[3], members), words.member_of(me))
+                main.append(Item(self.name, number, "decision", "", None, told, 0, 0))
+            case "vote":
+                if fields["flag"] not in ("o", "f", "j"):
+                    raise ValueError(f"no vote: {fields['flag']!r}")
+                main.append(Item(self.name, number, "vote", "", None, (fields["k"], fields["flag"]), 0, 0))
+            case "left" | "end" as kind:
+                main.append(Item(self.name, number, kind, "", None, fields.get("what"), 0, 0))
+            case "full":
+                self.until = fields["b"]
+                self.flaws.append(
+                    Flaw(
+                        self.name,
+                        number,
+                        f"{FULL}: the process went on, and nothing more of it was recorded (COXLESS_TRACE_LIMIT)",
+                    )
+                )
+            case other:
+                raise ValueError(f"unknown kind of line {other!r}")
+
+    def _time(self, number: int, fields: dict[str, Any]) -> tuple[int, int]:
+        begin, end = fields["b"], fields["e"]
+        if type(begin) is not int or type(end) is not int:
+            raise ValueError("its times are no numbers")
+        # A fast path that was left on the way is told step by step, and its two operations have one time.
+        again = fields.get("s") == "propose_same_epoch" and bool(self.main) and begin == self.main[-1].begin
+        if (begin < self.last and not again) or end < begin:
+            self.flaws.append(Flaw(self.name, number, "its times go back"))
+        self.last = end
+        return begin, end
+
+    def _fast(self, number: int, fields: dict[str, Any]) -> None:
+        words, k, size = self.words, fields["k"], fields["size"]
+        if type(k) is not int or type(size) is not int:
+            raise ValueError("k and size have to be numbers")
+        expected, desired, reply = words.record(fields["x"]), words.record(fields["d"]), words.record(fields["r"])
+        begin, end = self._time(number, fields)
+        name, register = self.name, ("register",)
+        propose = ("compare_set", register, expected, desired)
+        self.main += [
+            Item(name, number, "vote", "", None, (k, "o"), 0, 0),
+            Item(name, number, "op", "arrive", ("barrier", ("count", k), size), "there", begin, end, begin, extra=True),
+            Item(name, number, "op", "await_barrier", ("barrier_reply", ("count", k), size), "there", begin, end, extra=True),
+            Item(name, number, "op", "propose_same_epoch", propose, reply, begin, end, extra=True),
+        ]
+        if reply == desired:
+            self.main.append(Item(name, number, "op", "wake", ("set", ("full", k), 1), None, begin, end, extra=True))
+        self.main.append(Item(name, number, "decision", "", None, (reply, None, desired.winner), 0, 0, extra=True))
+
+    def recording(self) -> Recording | None:
+        if not self.some:
+            return None
+        start, main = self.start, self.main
+        try:
+            rank, pid = int(self.name[4:].partition(".")[0]), int(self.name.split(".")[1])
+        except (ValueError, IndexError):
+            self.flaws.append(Flaw(self.name, 1, "a recording is named rank….pid.time.jsonl"))
+            return None
+        told: list[Any] = [start.get(each) for each in ("rank", "world_size", "min_ranks", "b")]
+        nonce = start.get("nonce")
+        if any(type(each) is not int for each in told) or not isinstance(nonce, str) or told[0] != rank:
+            self.flaws.append(Flaw(self.name, 1, "does not begin with a start line"))
+            return None
+        return Recording(
+            self.name, rank, pid, told[1], told[2], told[3], _stretched(main), tuple(self.clean_up), tuple(self.members),
+            self.words.number(nonce), self.until,
+        )  # fmt: skip
 
 
 def _stretched(items: list[Item]) -> tuple[Item, ...]:
-    """`set` and `append` have no reply: they have taken effect by the time that the next operation with a reply has."""
-    until, stretched = FOREVER, []
+    """`set` and `append` have no reply: they have taken effect by the time that the next operation with a reply has, unless that one found
+    the connection broken."""
+    until, unsure, stretched = FOREVER, True, []
     for item in reversed(items):
         if item.op is not None:
             if item.op[0] in ("set", "append"):
-                item = item._replace(end=until, sent=item.end)
+                item = item._replace(end=until, sent=item.end, unsure=unsure)
             else:
-                until = item.end
+                until, unsure = item.end, item.kind == "broken"
         stretched.append(item)
     return tuple(reversed(stretched))

@@ -12,7 +12,7 @@ from typing import Any
 from coxless.errors import CorruptStoreError
 from coxless.records import parse_member
 
-from .recorded import FOREVER, Flaw, Recording, lines_of
+from .recorded import FOREVER, FULL, Flaw, Item, Recording, lines_of
 
 STARTED = ("started", "restarted")
 OF_A_RANK = (*STARTED, "exited", "marked_dead", "gave_up", "finished")
@@ -39,6 +39,8 @@ class Seen:
     lives: list[Life] = field(default_factory=list)
     marked: list[tuple[str, int, int, str]] = field(default_factory=list)
     """File, line, rank and member of each that was marked dead."""
+    losses: tuple[Item, ...] | None = None
+    """The losses of the store that it ran; None if it ran none."""
     flaws: list[Flaw] = field(default_factory=list)
 
     def life_of(self, recording: Recording) -> Life | None:
@@ -56,17 +58,25 @@ def read_supervisors(folder: Path) -> Seen:
     return seen
 
 
-def _read(name: str, lines: Iterable[tuple[int, dict[str, Any], str]], seen: Seen) -> None:
+def _read(name: str, lines: Iterable[tuple[int, dict[str, Any]]], seen: Seen) -> None:
     alive: dict[int, Life] = {}
     ended: set[int] = set()
-    for number, fields, _ in lines:
+    since = 0
+    for number, fields in lines:
         try:
             if fields["t"] == "full":
+                seen.flaws.append(Flaw(name, number, f"{FULL}: nothing more was recorded (COXLESS_TRACE_LIMIT)"))
                 continue
             if fields["t"] != "event":
                 raise ValueError(f"unknown kind of line {fields['t']!r}")
             what, rank, at = fields["what"], fields["rank"], fields["b"]
             if what in OF_THE_RUN:
+                if what == "store_died":
+                    loss = Item(name, number, "lose_store", "lose_store", None, None, since, at)
+                    seen.losses = (*(seen.losses or ()), loss)
+                elif what == "store_started":
+                    seen.losses = seen.losses or ()
+                since = at if what.startswith("store") else since
                 continue
             if what not in OF_A_RANK:
                 raise ValueError(f"unknown event {what!r}")

@@ -1,6 +1,7 @@
 """`coxless validate`: whether the model could have done what a run recorded.
 
-Exit codes: 0 it could, 1 it could not, 2 the command was wrong.
+Exit codes: 0 admitted (it could), 1 rejected (it could not, or the recording is flawed), 2 the command was wrong, 3 undetermined (the
+search gave up, or a part of the run was not recorded: nothing is claimed).
 """
 
 import json
@@ -12,6 +13,7 @@ import click
 from coxless_model import itf
 
 from .validation import Verdict
+from .validation import prefix as explained_prefix
 from .validation import validate as validate_folder
 
 
@@ -30,18 +32,19 @@ def validate(context: click.Context, folder: Path, prefix: Path | None, as_json:
     verdict = validate_folder(folder)
     seconds = time.perf_counter() - began
     written = ""
-    if verdict.search is not None:
+    trace = explained_prefix(verdict, f"the explained prefix of {folder.name}")
+    if trace is not None:
         written = str(prefix or folder / "prefix.itf.json")
-        itf.write(Path(written), verdict.search.prefix(f"the explained prefix of {folder.name}"))
+        itf.write(Path(written), trace)
     if as_json:
         fields = {name: value for name, value in verdict._asdict().items() if name != "search"}
-        fields |= {"holds": verdict.holds, "seconds": seconds, "prefix": written}
+        fields |= {"verdict": verdict.word, "holds": verdict.holds, "seconds": seconds, "prefix": written}
         click.echo(json.dumps(fields, default=str, indent=1))
     else:
         _show_verdict(verdict, seconds)
         if written:
             click.echo(f"the explained prefix is the trace {written}")
-    context.exit(0 if verdict.holds else 1)
+    context.exit(verdict.code)
 
 
 def _show_verdict(verdict: Verdict, seconds: float) -> None:
@@ -51,15 +54,20 @@ def _show_verdict(verdict: Verdict, seconds: float) -> None:
         click.echo(f"... and {len(verdict.flaws) - 10} more")
     if verdict.admitted:
         suspected = f", {verdict.wrong_suspicions} wrong suspicions inferred" if verdict.wrong_suspicions else ""
-        click.echo(
-            f"{verdict.explained} lines: the model could have done all of it ({seconds:.1f} s, {verdict.steps_back} steps back{suspected})"
-        )
+        recorded = " that was recorded" if verdict.undetermined else ""
+        how = f"{seconds:.1f} s, {verdict.steps_back} steps back{suspected}"
+        click.echo(f"{verdict.explained} lines: the model could have done all of it{recorded} ({how})")
     else:
-        click.echo(f"{verdict.explained} of {verdict.lines} lines explained ({seconds:.1f} s). {verdict.why}")
+        click.echo(
+            f"{verdict.explained} of {verdict.lines} lines explained ({seconds:.1f} s, {verdict.steps_back} steps back): {verdict.why}"
+        )
         if verdict.unexplained is not None:
-            click.echo(f"{verdict.unexplained.file}:{verdict.unexplained.line}: {verdict.unexplained.text}")
+            click.echo(f"{verdict.unexplained.file}:{verdict.unexplained.line}: {verdict.text}")
             click.echo("the model could have gone on with:")
             for each in verdict.enabled[:12]:
                 click.echo(f"  {each}")
     for each in verdict.broken:
         click.echo(f"the run broke {each}")
+    if verdict.void:
+        click.echo("the store lost what nobody could put back: from there on the properties are not claimed (docs/protocol.md)")
+    click.echo(f"verdict: {verdict.word}")
