@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import settings
+from torch.distributed import TCPStore
 
 from coxless_model.stateful import PROFILES
 
@@ -38,6 +39,11 @@ def needs_etcd() -> pytest.MarkDecorator:
     from coxless.stores.local_etcd import find_etcd
 
     return pytest.mark.skipif(find_etcd() is None, reason=NO_ETCD)
+
+
+NO_BARRIER = "this torch's TCPStore has no barrier"
+needs_native_barrier = pytest.mark.skipif(not hasattr(TCPStore, "barrier"), reason=NO_BARRIER)
+"""For what is known of the command itself; the library does without (tests/traces/test_without_native_barrier.py)."""
 
 
 @pytest.fixture(scope="session")

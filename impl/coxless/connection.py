@@ -35,8 +35,6 @@ REPLY_LIMIT = 2.5
 """How long a reply may take, a wait's patience included, before the connection is given up (s). Losing one costs a slow close, never safety."""
 ATTEMPT_LIMIT = 30.0
 """After so long without an end (s) an attempt to connect is left to itself, and another one is made: its host may be gone."""
-OPENED = ":open"
-"""Where the barrier is not one command, the last to come sets the barrier's key with this ending."""
 _TICK = 0.1
 _PAST_DEADLINE = 2
 """An operation must have been in flight for so many ticks before a deadline that has passed ends it: a store that answers gets to."""
@@ -170,7 +168,7 @@ class Connection:
         return self._compare_set_and_wake is not None
 
     def _emulated_barrier(self, key: str, size: int, patience: timedelta) -> None:
-        opened = key + OPENED
+        opened = key + keys.OPENED
         try:
             count = self._store.add(key, 1)
         except ValueError:  # FileStore and HashStore; a TCPStore server hangs up
@@ -199,7 +197,7 @@ class Connection:
         """Delete the key, if it is there."""
         self._call(self._store.delete_key, key)
         if not self._native_barrier and key.endswith(":count"):
-            self._call(self._store.delete_key, key + OPENED)
+            self._call(self._store.delete_key, key + keys.OPENED)
 
     def read_surely(self, key: str) -> str | None:
         """`read`, but a key that holds the very value which that asks with is not taken for a missing one."""

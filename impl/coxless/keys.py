@@ -8,6 +8,9 @@ REGISTER = "global_iteration_counter"
 PROBE = "?probe?"
 """A value that no key ever holds: compare_set(key, PROBE, PROBE) reads a key in one round trip and never blocks."""
 
+OPENED = ":open"
+"""Where the barrier is not one command, the last to come sets the key of the count with this ending."""
+
 _barrier = re.compile(r"global_iteration_barrier:(0|[1-9][0-9]{0,17}):(?:count|count:open|full|arrived)")
 
 

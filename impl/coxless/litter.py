@@ -21,14 +21,14 @@ def litter(listed_keys: Iterable[str], before: int, participants: Sequence[Membe
     for key in listed_keys:
         k = keys.iteration_of_barrier(key)
         if k is not None and k < before:
-            doomed.append(key)
+            doomed.append(key.removesuffix(keys.OPENED))  # which goes with its count
         member = _beating(key)
         if member is not None:
             beating.append(member)
     newest: dict[int, Member] = {}
     for member in [*beating, *participants]:
         newest[member.rank] = max(newest.get(member.rank, member), member)
-    return doomed + [keys.heartbeat(m) for m in beating if m not in taking_part and m != newest[m.rank]]
+    return [*dict.fromkeys(doomed)] + [keys.heartbeat(m) for m in beating if m not in taking_part and m != newest[m.rank]]
 
 
 def _beating(key: str) -> Member | None:

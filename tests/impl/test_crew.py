@@ -15,6 +15,7 @@ from coxless import fault, keys
 from coxless.server import StoreServer, start_server
 from coxless_traces import mapping
 
+from ..conftest import needs_native_barrier
 from .crews import QUICK, crew_of, in_threads
 
 
@@ -67,6 +68,7 @@ class CountingStore:
 COMMANDS = {"add", "append", "barrier", "check", "compare_set", "delete_key", "get", "multi_get", "multi_set", "set", "wait"}
 
 
+@needs_native_barrier
 def test_the_fast_path_costs_two_commands_a_rank_whose_size_does_not_grow(address: str) -> None:
     def run(size: int, iterations: int) -> tuple[Counter[str], Counter[str]]:
         commands: Counter[str] = Counter()

@@ -22,6 +22,8 @@ from torch.distributed import DistNetworkError, DistStoreError, FileStore, HashS
 from coxless.server import StoreServer, start_server
 from coxless.store import connect
 
+from ..conftest import needs_native_barrier
+
 SOON = timedelta(milliseconds=50)
 LONG = timedelta(seconds=60)
 PROBE = "?probe?"
@@ -388,6 +390,7 @@ def asleep(thread: threading.Thread) -> None:
         threading.Event().wait(0.005)
 
 
+@needs_native_barrier
 def test_the_native_barrier_lets_all_through_at_once_and_is_for_one_use(server: StoreServer) -> None:
     store = connect(server.address)  # under a PrefixStore the barrier is not the server's command
     with ThreadPoolExecutor(1) as pool:
@@ -397,6 +400,7 @@ def test_the_native_barrier_lets_all_through_at_once_and_is_for_one_use(server: 
     store.barrier("barrier, used once", 2, timedelta(seconds=5))  # from now on open to anyone
 
 
+@needs_native_barrier
 def test_who_ran_out_of_patience_at_the_native_barrier_stays_counted(server: StoreServer) -> None:
     store = connect(server.address)
     with pytest.raises(DistStoreError):

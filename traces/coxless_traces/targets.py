@@ -10,8 +10,9 @@ from datetime import timedelta
 from typing import Protocol
 
 from coxless.address import redacted
-from coxless.connection import OPENED, Connection
+from coxless.connection import Connection
 from coxless.errors import CoxlessError
+from coxless.keys import OPENED
 from coxless.protocol import Operation
 from coxless.protocol.operations import Add, Append, Barrier, CompareSet, Delete, Read, ReadHeartbeat, Set, Wait
 from coxless.server import start_server

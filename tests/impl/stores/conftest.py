@@ -10,6 +10,8 @@ from coxless.server import StoreServer, start_server
 from coxless.store import connect
 from coxless.stores import let_go
 
+from ...conftest import NO_BARRIER
+
 ALL = ("TCPStore", "EtcdStore", "HashStore", "FileStore")
 FULL = ("TCPStore", "EtcdStore")
 
@@ -50,6 +52,14 @@ def full(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
     made = make(request.param, request, tmp_path)
     yield made
     let_go(made)
+
+
+@pytest.fixture
+def barring(full: Store) -> Store:
+    """One of the two whose barrier is one operation; skipped where torch's own has none yet."""
+    if not hasattr(full, "barrier"):
+        pytest.skip(NO_BARRIER)
+    return full
 
 
 @pytest.fixture(params=[*FULL, "FileStore"])

@@ -207,20 +207,20 @@ def test_the_list_of_keys(store: Store) -> None:
     assert sorted(store.list_keys()) == sorted([*own, "a", "n"])
 
 
-def test_the_list_of_keys_and_their_number(full: Store) -> None:
-    assert full.list_keys() == []
-    full.set("a", "1")
-    full.append("b/c", "1")
-    full.append("b/c", "2")
-    full.add("n", 1)
-    full.compare_set("ü", "", "1")
-    full.barrier("met", 1, LONG)
-    assert sorted(full.list_keys()) == sorted(["a", "b/c", "n", "ü", "met"])
-    assert full.num_keys() == 5
-    full.delete_key("met")
-    full.delete_key("b/c")
-    assert sorted(full.list_keys()) == ["a", "n", "ü"]
-    assert full.num_keys() == 3
+def test_the_list_of_keys_and_their_number(barring: Store) -> None:
+    assert barring.list_keys() == []
+    barring.set("a", "1")
+    barring.append("b/c", "1")
+    barring.append("b/c", "2")
+    barring.add("n", 1)
+    barring.compare_set("ü", "", "1")
+    barring.barrier("met", 1, LONG)
+    assert sorted(barring.list_keys()) == sorted(["a", "b/c", "n", "ü", "met"])
+    assert barring.num_keys() == 5
+    barring.delete_key("met")
+    barring.delete_key("b/c")
+    assert sorted(barring.list_keys()) == ["a", "n", "ü"]
+    assert barring.num_keys() == 3
 
 
 def test_the_extended_operations_are_announced(full: Store) -> None:

@@ -35,7 +35,7 @@ while mine < each:  # a counter by compare_set alone
     seen = store.get("counter").decode()
     name = f"{int(seen.split()[0]) + 1} {me}"
     mine += store.compare_set("counter", seen, name) == name.encode()
-for i in range(10 if not sys.argv[1].startswith("file:") else 0):  # there it is not one operation
+for i in range(10 if not sys.argv[1].startswith("file:") and hasattr(store, "barrier") else 0):  # else it is not one operation
     store.barrier(f"barrier{i}", size, timedelta(seconds=60))
 print(json.dumps({"added": added, "won": won}))
 """
@@ -54,9 +54,9 @@ def run(address: str) -> list[dict[str, Any]]:
 
 
 def test_of_many_processes_nothing_is_lost(shared_address: str) -> None:
-    barriers = 0 if shared_address.startswith("file:") else 10
     told = run(shared_address)
     store = connect(shared_address)
+    barriers = 0 if shared_address.startswith("file:") or not hasattr(store, "barrier") else 10
     # add: every number once
     assert sorted(number for each in told for number in each["added"]) == list(range(1, PROCESSES * EACH + 1))
     # append: every part, each process's own in its order

@@ -155,46 +155,46 @@ def test_the_crews_barrier_lets_all_through_and_counts_who_ran_out_of_time(store
 # -- the barrier that is one operation
 
 
-def test_the_barrier_lets_all_through_when_the_last_has_come(full: Store) -> None:
+def test_the_barrier_lets_all_through_when_the_last_has_come(barring: Store) -> None:
     through: list[int] = []
 
     def come(me: int) -> None:
-        full.clone().barrier("b", 8, LONG)
+        barring.clone().barrier("b", 8, LONG)
         through.append(me)
 
     threads = [threading.Thread(target=come, args=(me,)) for me in range(7)]
     for thread in threads:
         thread.start()
     with pytest.raises(DistStoreError):
-        full.wait(["never"], timedelta(milliseconds=200))
+        barring.wait(["never"], timedelta(milliseconds=200))
     assert not through
     come(7)
     for thread in threads:
         thread.join(30)
     assert sorted(through) == list(range(8))
-    full.barrier("b", 8, SOON)  # for one use: from now on open to anyone
+    barring.barrier("b", 8, SOON)  # for one use: from now on open to anyone
 
 
-def test_who_ran_out_of_time_at_the_barrier_stays_counted(full: Store) -> None:
+def test_who_ran_out_of_time_at_the_barrier_stays_counted(barring: Store) -> None:
     with pytest.raises(DistStoreError, match="barrier timeout"):
-        full.barrier("b", 2, timedelta(milliseconds=1))
-    full.clone().barrier("b", 2, LONG)
+        barring.barrier("b", 2, timedelta(milliseconds=1))
+    barring.clone().barrier("b", 2, LONG)
 
 
-def test_the_barriers_key_holds_the_number_of_those_who_came(full: Store) -> None:
+def test_the_barriers_key_holds_the_number_of_those_who_came(barring: Store) -> None:
     for come in range(1, 4):
         with pytest.raises(DistStoreError):
-            full.barrier("b", 9, timedelta(milliseconds=1))
-        assert full.compare_set("b", PROBE, PROBE) == str(come).encode()
+            barring.barrier("b", 9, timedelta(milliseconds=1))
+        assert barring.compare_set("b", PROBE, PROBE) == str(come).encode()
 
 
-def test_a_barrier_whose_key_was_deleted_begins_anew(full: Store) -> None:
-    full.barrier("b", 1, LONG)
-    assert full.delete_key("b")
+def test_a_barrier_whose_key_was_deleted_begins_anew(barring: Store) -> None:
+    barring.barrier("b", 1, LONG)
+    assert barring.delete_key("b")
     with pytest.raises(DistStoreError):
-        full.barrier("b", 2, SOON)
+        barring.barrier("b", 2, SOON)
 
 
 @pytest.mark.parametrize("size", [1, 0, -1])
-def test_a_barrier_of_one_or_none_is_open(full: Store, size: int) -> None:
-    full.barrier("b", size, SOON)
+def test_a_barrier_of_one_or_none_is_open(barring: Store, size: int) -> None:
+    barring.barrier("b", size, SOON)
