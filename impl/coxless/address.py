@@ -1,5 +1,6 @@
 """Addresses of stores, the only place that reads them: `host:port`, `tcp://host:port`, `etcd://host:2379,…/run`, `file:///path`."""
 
+import ipaddress
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ DEFAULT_LEASE = 60
 """For how long (s) the keys of a run outlive its last process."""
 SHORTEST_LEASE = 2  # etcd itself grants no shorter one
 LONGEST_LEASE = 7 * 24 * 3600
+_HOST = re.compile(r"[A-Za-z0-9._-]{1,253}")
 _RUN = re.compile(r"[A-Za-z0-9._-]{1,200}")
 
 
@@ -78,7 +80,10 @@ def parse(address: str) -> Address:
 
 def redacted(address: str) -> str:
     """The text without user, password and everything after a question mark: for messages and logs."""
-    return re.sub(r"(?<=://).*@", "", address.partition("?")[0])
+    # The last @ first: a password may hold a question mark, a line end, or what looks like a scheme.
+    head, at, rest = address.rpartition("@")
+    scheme = re.match(r"[a-z0-9+.-]{1,20}://", head)
+    return f"{scheme.group() if scheme else ''}{rest}".partition("?")[0] if at else address.partition("?")[0]
 
 
 def is_local(address: str) -> bool:
@@ -117,22 +122,34 @@ def _host_and_port(text: str, default: int | None = None) -> tuple[str, int] | N
     host, colon, port = text.rpartition(":")
     if host.startswith("[") and host.endswith("]"):
         host = host[1:-1]
-    elif ":" in host:
+        if not _is_v6(host):
+            return None
+    elif not _HOST.fullmatch(host):
         return None
-    if not colon or not host or "/" in host or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
+    if not colon or not re.fullmatch("[0-9]{1,5}", port) or not 0 < int(port) < 65536:
         return None
     return host, int(port)
 
 
+def _is_v6(host: str) -> bool:
+    try:
+        ipaddress.IPv6Address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _file(address: str, rest: str) -> FileAddress:
     path = unquote(rest)
-    if not path.startswith("/") or path == "/":
+    if not path.startswith("/") or path == "/" or "\0" in path:
         raise _wrong(address, "a file is named by its whole path, as in file:///shared/job-17/store")
     return FileAddress(Path(path))
 
 
 def _etcd(address: str) -> EtcdAddress:
     body, _, query = address.removeprefix("etcd://").partition("?")
+    if "@" in query:  # what is before it may be half a password
+        raise _wrong(address, "a question mark in a password is written %3F, an @ in an option %40")
     # The last @ and the first slash after it: a slash in a password that was not escaped must not end up in a message as a run.
     login, _, rest = body.rpartition("@")
     members, _, run = rest.partition("/")

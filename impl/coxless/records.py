@@ -141,7 +141,7 @@ def parse_member(text: str) -> Member:
     """`rank.number-nonce`, as str(member) writes it. Raises ValueError."""
     match = _member.fullmatch(text)
     if match is None:
-        raise ValueError(f"{text!r} is not a member: expected rank.number-nonce, such as 2.1-9f3a1c2e")
+        raise ValueError(f"{text[:100]!r} is not a member: expected rank.number-nonce, such as 2.1-9f3a1c2e")
     rank, number, nonce = match.groups()
     return Member(int(rank), int(number), nonce)
 

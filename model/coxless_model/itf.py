@@ -10,6 +10,7 @@ is the variant {"tag": "None", "value": {"#tup": []}}.
 """
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,11 +89,11 @@ def decode(value: Any) -> Any:
             return tuple(map(decode, parts))
         case {"#set": list(parts), **rest} if not rest:
             return frozenset(map(decode, parts))
-        case {"#map": list(pairs), **rest} if not rest:
+        case {"#map": list(pairs), **rest} if not rest and all(type(pair) is list for pair in pairs):
             return {decode(key): decode(part) for key, part in pairs}
-        case {"#bigint": str(digits), **rest} if not rest:
+        case {"#bigint": str(digits), **rest} if not rest and re.fullmatch("-?[1-9][0-9]{0,999}", digits):
             return int(digits)
-        case {"tag": "None"}:
+        case {"tag": "None"} if value == NONE:
             return None
         case dict() if not any(key.startswith("#") for key in value):
             return {key: decode(part) for key, part in value.items()}
@@ -159,10 +160,11 @@ def read(path: Path) -> TraceFile:
 def loads(text: str, name: str = "trace") -> TraceFile:
     try:
         whole = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        where = (
-            f"line {error.lineno}, column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else "too deep"
-        )
+        json.dumps(whole, ensure_ascii=False).encode()  # half a surrogate pair is JSON, and no text
+    except json.JSONDecodeError as error:
+        raise CorruptTrace(f"{name}: is not JSON (line {error.lineno}, column {error.colno}: {error.msg})") from None
+    except (ValueError, RecursionError) as error:
+        where = "too deep" if isinstance(error, RecursionError) else "a number or a character that there is not"
         raise CorruptTrace(f"{name}: is not JSON ({where})") from None
     take = _Reader(name)
     meta = take.field(whole, "#meta", dict, "the file")
