@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -25,8 +24,6 @@ from coxless.training.sealed import seal, unseal
 from coxless.training.transfer import CorruptStateError, pack, tensors_of, unpack
 from coxless_model import itf
 from coxless_model.two_phase_commit import TwoPhaseCommit
-from coxless_traces.recorded import read_recordings
-from coxless_traces.supervised import read_supervisors
 
 MANY = settings(settings.get_profile("ci"), max_examples=200)
 
@@ -281,7 +278,7 @@ def test_any_shape_is_one_of_a_state_or_is_told_not_to_be(shape: str) -> None:
         unpack(shape, [torch.zeros(1)])
 
 
-# --- traces and recordings ----------------------------------------------------------------------------------------------------
+# --- traces ----------------------------------------------------------------------------------------------------
 
 model_values = st.recursive(
     st.one_of(st.none(), st.booleans(), st.integers(), st.text(max_size=3)),
@@ -327,31 +324,3 @@ def test_any_text_is_a_trace_or_is_told_not_to_be(text: str) -> None:
     with pytest.raises(itf.CorruptTrace) as caught:
         itf.loads(text)
     assert str(caught.value).encode()
-
-
-fields = st.dictionaries(
-    st.sampled_from(["s", "o", "a", "r", "b", "e", "k", "flag", "rank", "what", "pid", "detail", "record", "me"]), json_values
-)
-kinds = st.sampled_from(["start", "vote", "op", "broken", "delete", "decision", "left", "end", "full", "event", "?"])
-line = st.builds(
-    lambda n, t, rest: json.dumps({"n": n, "t": t, **rest}), st.one_of(st.integers(0, 3), json_values), kinds, fields
-)
-
-
-@settings(MANY, max_examples=100)
-@given(
-    st.lists(st.one_of(line.map(str.encode), st.binary(max_size=20)), max_size=5),
-    st.sampled_from(["rank0.1.2", "rank", "rank.x", "supervisor.1", "x"]),
-)
-@example([b"[" * 100_000], "rank0.1.2")
-@example([b'{"n": "x", "t": "op"}'], "rank0.1.2")
-@example([b'{"n": 0, "t": "op", "o": "Set", "a": ["global_iteration_members:x-y", 1]}'], "rank0.1.2")
-@example([b'{"n": 0, "t": "op", "s": "", "o": "Read", "a": [1], "b": 0, "e": 0}'], "rank0.1.2")
-@example([b'{"n": 0, "t": "event", "what": "marked_dead", "rank": 0, "detail": 1, "b": 0}'], "supervisor.1")
-def test_any_recording_is_read_and_what_is_wrong_with_it_told(lines: list[bytes], name: str) -> None:
-    with TemporaryDirectory() as folder:
-        (Path(folder) / f"{name}.jsonl").write_bytes(b"".join(line + b"\n" for line in lines))
-        recordings, flaws = read_recordings(Path(folder))
-        seen = read_supervisors(Path(folder))
-    explained = sum(len(one.main) + len(one.clean_up) for one in recordings) + len(seen.lives)
-    assert not lines or flaws or seen.flaws or explained or name.startswith("supervisor")
