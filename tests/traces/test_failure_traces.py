@@ -7,10 +7,12 @@ from click.testing import CliRunner
 
 from coxless_model import itf
 from coxless_traces.commands import cover, mapping, replay
-from coxless_traces.drawn_replay import DrawnReplay, hardened_on
-from coxless_traces.targets import target
+from coxless_traces.drawn_replay import DrawnReplay
+from coxless_traces.same_schedule import Harm, hardened_on
+from coxless_traces.targets import Memory, target
 
 from ..conftest import needs_etcd
+from .library_mutants import MUTANTS, apply
 
 TRACES = sorted((Path(__file__).parents[2] / "traces").glob("*.itf.json"))
 DAMAGE = {
@@ -70,3 +72,42 @@ def test_cover_reports_its_share():
     assert result.exit_code == 0, result.output
     assert "(100.0%)" in result.output
     assert CliRunner().invoke(cover, ["--action", "nonsense"]).exit_code == 2
+
+
+HARM = {
+    "compare_set": "S1",
+    "spare_the_register": "S2",
+    "founding": "S3",
+    "heartbeats": "S3",
+    "timeout_decides_nothing": "S5",
+    "commit": "S8",
+    "somebody_voted": "S8",
+    "fresh_arrived": "S8",
+    "patience": "L1",
+    "spare_the_list": "L1",
+    "persist": "L2",
+}
+"""What the hardened protocol without a guard does under one of the schedules."""
+
+
+def harm_of(guard, monkeypatch):
+    apply(next(each for each in MUTANTS if each.guard == guard), monkeypatch)
+    for path in TRACES:
+        trace = itf.read(path)
+        try:
+            hardened_on(trace.system, itf.executed(trace.system, trace), Memory())
+        except Harm as harm:
+            yield str(harm)
+
+
+@pytest.mark.parametrize(("guard", "promise"), HARM.items())
+def test_harm_that_the_hardened_protocol_did_would_be_seen(guard, promise, monkeypatch):
+    found = list(harm_of(guard, monkeypatch))
+    assert any(each.startswith(f"{promise}: ") for each in found), found
+
+
+def test_harm_is_told_and_is_a_failure(monkeypatch):
+    apply(next(each for each in MUTANTS if each.guard == "compare_set"), monkeypatch)
+    result = CliRunner().invoke(replay, [*map(str, TRACES), "--target", "memory", "--quiet"])
+    assert result.exit_code == 1
+    assert "The same schedule, hardened: HARM: S1: " in result.output

@@ -8,13 +8,14 @@ from click.testing import CliRunner
 from coxless.server import start_server
 from coxless.store import connect
 from coxless_model.environment import hardened
-from coxless_traces.commands import replay
+from coxless_traces.commands import cover, replay
 from coxless_traces.replay import Lockstep, Mismatch
 from coxless_traces.targets import Memory, target
 from coxless_traces.walks import replay_walk, walk
 
 from ..conftest import needs_etcd
 
+WHOLE = (Path(__file__).parents[2] / "traces" / "two_winners.itf.json").read_text()
 QUIET = {"crashes": 1, "restarts": 1, "suspicions": 1}
 ROUGH = QUIET | {
     "failed_votes": 2,
@@ -72,6 +73,31 @@ def test_a_store_that_runs_already_can_be_given_and_must_be_empty():
         assert done.exit_code == 0, done.output
         connect(server.address).set("k", "1")
         refused = CliRunner().invoke(replay, [path, "--address", server.address])
-    assert refused.exit_code == 1
+    assert refused.exit_code == 2
     assert f"the store at {server.address} holds keys already" in refused.output
     assert CliRunner().invoke(replay, [path, "--address", "h:1", "--target", "memory"]).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("{", "is not JSON"),
+        ("[]", "the file is not an object"),
+        (WHOLE.replace('"protocol": "drawn"', '"protocol": "other"'), "unknown protocol 'other'"),
+        (WHOLE.replace('"name": "signal_arrival"', '"name": "sing"', 1), "is no run of the model"),
+    ],
+)
+def test_a_trace_that_cannot_be_replayed_is_one_sentence(tmp_path, text, said):
+    path = tmp_path / "given.itf.json"
+    path.write_text(text)
+    done = CliRunner().invoke(replay, [str(path), "--target", "memory"])
+    assert done.exit_code == 2, done.output
+    assert done.output.startswith("Error: ") and said in done.output and len(done.output.splitlines()) == 1
+
+
+def test_a_store_that_is_not_there_is_one_sentence():
+    with start_server() as server:
+        gone = server.address
+    done = CliRunner().invoke(cover, ["--iterations", "1", "--address", gone])
+    assert done.exit_code == 2
+    assert gone in done.output and "Traceback" not in done.output

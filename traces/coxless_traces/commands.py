@@ -26,13 +26,20 @@ from coxless_model.machine import System
 from coxless_model.process import Setting
 
 from . import mapping as table
-from .drawn_replay import DrawnReplay, hardened_on
+from .drawn_replay import DrawnReplay
 from .edge_cover import Coverage, replay_cover, sample, state_graph
 from .edge_cover import cover as cover_of
 from .replay import Lockstep, Mismatch, told
+from .same_schedule import Harm, hardened_on
 from .targets import NAMES, Target, target
 
 TARGETS = click.Choice(NAMES)
+
+
+class WrongInput(click.ClickException):
+    """A file or a store that nothing can be replayed with: one sentence, and exit code 2, since nobody has parted from anybody."""
+
+    exit_code = 2
 
 
 def _target_options(command: Any) -> Any:
@@ -55,7 +62,7 @@ def _target(kind: str, address: str | None) -> Iterator[Target]:
         try:
             store = stack.enter_context(target(kind, address))
         except (CoxlessError, ValueError) as error:
-            raise click.ClickException(str(error)) from None
+            raise WrongInput(str(error)) from None
         yield store
 
 
@@ -78,9 +85,9 @@ def replay(context: click.Context, files: tuple[Path, ...], kind: str, address: 
                 system = trace.system
                 deviation = itf.deviation(system, trace)
             except (itf.CorruptTrace, ValueError) as error:
-                raise click.ClickException(str(error)) from None
+                raise WrongInput(str(error)) from None
             if deviation is not None:
-                raise click.ClickException(f"{path}: is no run of the model: state {deviation.step}: {deviation.wrong}")
+                raise WrongInput(f"{path}: is no run of the model: state {deviation.step}: {deviation.wrong}")
             click.secho(f"{trace.title}", bold=True)
             click.echo(trace.prose)
             try:
@@ -99,7 +106,7 @@ def replay(context: click.Context, files: tuple[Path, ...], kind: str, address: 
 
 def _replay(system: System, trace: itf.TraceFile, store: Target, quiet: bool) -> int:
     if not isinstance(system, Hardened):
-        raise click.ClickException(f"{system.name}: there is no implementation to replay it on")
+        raise WrongInput(f"{system.name}: there is no implementation to replay it on")
     if system.setting.missing:
         click.echo(
             f"A mutant of the model ({', '.join(system.setting.missing)}): the implementation, which is none, must part from it."
@@ -138,7 +145,7 @@ def _replay_drawn(system: Drawn, trace: itf.TraceFile, store: Target, quiet: boo
         click.echo(f"Seen on the store: {seen}")
     try:
         harmless = hardened_on(system, run, store)
-    except AssertionError as error:
+    except Harm as error:
         click.echo(f"The same schedule, hardened: HARM: {error}")
         return 1
     decided = ", ".join(map(str, sorted(harmless.iterations)))

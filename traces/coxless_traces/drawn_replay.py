@@ -1,5 +1,5 @@
 """Failure traces of the drawn protocol on a real store: the as-drawn generators take the trace's steps, and the damage is looked at
-where it is done. The same schedule is then tried on the hardened protocol.
+where it is done. `same_schedule` then tries the same schedule on the hardened protocol.
 """
 
 from collections import defaultdict
@@ -7,17 +7,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from coxless import as_drawn, keys
-from coxless.protocol import Operation, RankState, enter
-from coxless.protocol import advance as advance_hardened
-from coxless.protocol.operations import Add, Delete, ReadHeartbeat, Set, Wait
-from coxless.records import parse_record
+from coxless import as_drawn
+from coxless.protocol.operations import Add, Set, Wait
 from coxless_model.drawn import Drawn
 from coxless_model.machine import Action
 from coxless_model.results import Trace
 from coxless_model.store import PROBE, THERE, key_text
 
-from .replay import Replica
 from .targets import Line, Target
 
 ROUNDS = 60
@@ -204,79 +200,3 @@ def has_arrived(rank: DrawnRank, iteration: int) -> bool:
 
 
 UNARRIVED = ("send_heartbeat", "signal_arrival", "read_last_iteration", "catch_up")
-
-
-# --- The same schedule, hardened ----------------------------------------------------------------------------------------
-
-
-class Harmless(NamedTuple):
-    steps: int
-    iterations: dict[int, str]
-    """What was decided, iteration by iteration: one record each."""
-
-
-def hardened_on(system: Drawn, trace: Trace, target: Target) -> Harmless:
-    """The same ranks take turns in the same order, crash and restart at the same places; then everybody who is alive gets turns
-    until all have come as far as the trace's bound. Raises AssertionError where a promise is broken."""
-    target.clear()
-    ranks: dict[int, Replica] = {}
-    born = 0
-    decided: dict[int, str] = {}
-    last: dict[int, int] = {}
-    steps = 0
-
-    def begin(rank: int) -> None:
-        nonlocal born
-        born += 1
-        ranks[rank] = Replica(RankState(rank, system.ranks, 1, f"{born:x}", f"{born:x}"), target.open())
-        ranks[rank].start(enter(ranks[rank].state))
-
-    def turn(rank: int, patient: bool) -> None:
-        nonlocal steps
-        replica = ranks[rank]
-        if replica.operation is None:
-            if last.get(rank, 0) >= system.iterations:
-                return
-            replica.start(advance_hardened(replica.state, "o"))
-        operation: Operation | None = replica.operation
-        assert operation is not None
-        steps += 1
-        replica.decision = None
-        if isinstance(operation, Wait) and operation.key not in target.contents():
-            if not patient:
-                replica.resume(False)
-        elif isinstance(operation, ReadHeartbeat):
-            other = ranks.get(operation.member.rank)
-            replica.resume(other is None or other.state.me != operation.member)
-        else:
-            replica.resume(replica.line.perform(operation))
-        decision = replica.decision
-        if decision is not None:
-            k, text = decision.record.iteration, str(decision.record._replace(attention=False))
-            assert decided.setdefault(k, text) == text, f"iteration {k} has two records"
-            assert k > last.get(rank, 0), f"rank {rank} went from {last.get(rank, 0)} to {k}"
-            last[rank] = k
-            for key in replica.state.deletions:
-                replica.line.perform(Delete("clean_up", key))
-            replica.state.deletions = []
-
-    for rank in range(system.ranks):
-        begin(rank)
-    for action in trace.actions:
-        if action.name == "crash":
-            ranks.pop(action.rank).line.close()
-        elif action.name == "restart":
-            begin(action.rank)
-        elif action.rank in ranks:
-            turn(action.rank, patient=True)
-    for number in range(ROUNDS * 4):
-        for rank, replica in list(ranks.items()):
-            replica.join_timeout = number > ROUNDS
-            turn(rank, patient=number % 3 != 0)
-    assert all(last.get(rank, 0) >= system.iterations for rank in ranks), f"somebody is stuck: {last}"
-    register = parse_record(target.contents()[keys.REGISTER])
-    assert sorted(decided) == list(range(1, max(decided) + 1)), f"iterations were skipped: {sorted(decided)}"
-    assert register.iteration == max(decided)
-    for replica in ranks.values():
-        replica.line.close()
-    return Harmless(steps, decided)
