@@ -206,6 +206,18 @@ class Connection:
             return self.read(key) or keys.PROBE  # it has come between the two, or else
         return value
 
+    def peek(self, key: str) -> str | None:
+        """As `read`, but of a key at which others may be blocked in a barrier: any compare_set there, `read`'s too, lets them through."""
+        if not self._call(self._store.check, [key]):
+            return None
+        try:
+            return _text(key, self._call(self._store.get, key))
+        except CorruptStoreError:
+            raise
+        except RuntimeError as error:  # deleted between the two
+            self._timed_out(error)
+            return None
+
     def ping(self) -> None:
         """One round trip: proves that the store answers, and that what was sent before has arrived."""
         self._call(self._store.check, [keys.REGISTER])

@@ -262,7 +262,8 @@ class Driver:
         if not self.state.is_member:
             return
         key = keys.count(self.state.record.iteration)
-        text = self.connection.read_surely(key)
+        # Others may be blocked at it: asked by compare_set they would be let through without this rank, whose vote may be "failed" (S8).
+        text = self.connection.peek(key)
         if text is not None:
             parse_counter(key, text)
 
