@@ -2,6 +2,7 @@
 unknown or not understood is a `Flaw`."""
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from .words import Words
 LOCAL = ("vote", "decision", "left", "end")
 FOREVER = 1 << 62
 TORN, FULL = "torn", "full"
+NONCE = re.compile("[0-9a-f]{1,16}")
 
 
 class Flaw(NamedTuple):
@@ -181,12 +183,12 @@ class _Reader:
             case "fast":
                 self._fast(number, fields)
             case "delete":
-                begin, end = fields["b"], fields["e"]
+                begin, end = _moments(fields)
                 op = ("delete_key", words.key(fields["a"][0]))
                 self.clean_up.append(Item(self.name, number, "delete", "clean_up", op, None, begin, end))
             case "forgot":
                 forgotten = tuple(map(words.key, fields["a"]))
-                self.clean_up.append(Item(self.name, number, "forgot", "forgot", None, forgotten, fields["b"], fields["e"]))
+                self.clean_up.append(Item(self.name, number, "forgot", "forgot", None, forgotten, *_moments(fields)))
             case "decision":
                 record, members, me = fields["record"], fields["members"], fields["me"]
                 self.members[me] = None
@@ -199,6 +201,8 @@ class _Reader:
             case "left" | "end" as kind:
                 main.append(Item(self.name, number, kind, "", None, fields.get("what"), 0, 0))
             case "full":
+                if type(fields["b"]) is not int:
+                    raise ValueError("its time is no number")
                 self.until = fields["b"]
                 self.flaws.append(
                     Flaw(
@@ -211,9 +215,7 @@ class _Reader:
                 raise ValueError(f"unknown kind of line {other!r}")
 
     def _time(self, number: int, fields: dict[str, Any]) -> tuple[int, int]:
-        begin, end = fields["b"], fields["e"]
-        if type(begin) is not int or type(end) is not int:
-            raise ValueError("its times are no numbers")
+        begin, end = _moments(fields)
         # A fast path that was left on the way is told step by step, and its two operations have one time.
         again = fields.get("s") == "propose_same_epoch" and bool(self.main) and begin == self.main[-1].begin
         if (begin < self.last and not again) or end < begin:
@@ -250,13 +252,26 @@ class _Reader:
             return None
         told: list[Any] = [start.get(each) for each in ("rank", "world_size", "min_ranks", "b")]
         nonce = start.get("nonce")
-        if any(type(each) is not int for each in told) or not isinstance(nonce, str) or told[0] != rank:
+        if (
+            any(type(each) is not int for each in told)
+            or not isinstance(nonce, str)
+            or not NONCE.fullmatch(nonce)
+            or told[0] != rank
+        ):
             self.flaws.append(Flaw(self.name, 1, "does not begin with a start line"))
             return None
         return Recording(
             self.name, rank, pid, told[1], told[2], told[3], _stretched(main), tuple(self.clean_up), tuple(self.members),
             self.words.number(nonce), self.until,
         )  # fmt: skip
+
+
+def _moments(fields: dict[str, Any]) -> tuple[int, int]:
+    """When the operation of a line began and ended."""
+    begin, end = fields["b"], fields["e"]
+    if type(begin) is not int or type(end) is not int:
+        raise ValueError("its times are no numbers")
+    return begin, end
 
 
 def _stretched(items: list[Item]) -> tuple[Item, ...]:

@@ -70,6 +70,8 @@ def _read(name: str, lines: Iterable[tuple[int, dict[str, Any]]], seen: Seen) ->
             if fields["t"] != "event":
                 raise ValueError(f"unknown kind of line {fields['t']!r}")
             what, rank, at = fields["what"], fields["rank"], fields["b"]
+            if type(at) is not int:
+                raise ValueError("its time is no number")
             if what in OF_THE_RUN:
                 if what == "store_died":
                     loss = Item(name, number, "lose_store", "lose_store", None, None, since, at)
@@ -95,7 +97,7 @@ def _read(name: str, lines: Iterable[tuple[int, dict[str, Any]]], seen: Seen) ->
                 if rank not in ended:
                     raise ValueError(f"rank {rank} is marked dead, and no process of it has ended")
                 seen.marked += [(name, number, rank, member) for member in fields["detail"].split(", ")]
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             seen.flaws.append(Flaw(name, number, f"not understood: {error!r}" if isinstance(error, KeyError) else str(error)))
 
 
