@@ -11,6 +11,7 @@ from coxless.errors import CorruptStoreError
 from coxless_model import itf, mutants
 from coxless_model.environment import Hardened, hardened
 from coxless_model.machine import Action, State, successors
+from coxless_traces.invisible import INVISIBLE
 from coxless_traces.replay import Lockstep, Mismatch
 from coxless_traces.targets import Memory
 from coxless_traces.walks import Step, replay_walk, replayable
@@ -29,12 +30,6 @@ NOT_TO_THE_END = {
     "spare_the_list": "a rank that finds its list gone says so, where the model's looks for it for ever",
 }
 """The model's counterexamples that the library's mutant does not follow to the end, and why."""
-INVISIBLE = {
-    "nonce": "the trace draws the nonces: the intact library takes those that the model's mutant draws",
-    "fresh_timeout": "the trace says when the join timeout is over",
-    "patience": "the counterexample ends where nothing happens any more, in the model's mutant",
-}
-"""The model's counterexamples that the intact library follows to the end, and why."""
 
 
 def steps_of(guard: str) -> tuple[Hardened, tuple[Step, ...]]:

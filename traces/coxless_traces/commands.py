@@ -1,6 +1,6 @@
 """`coxless replay`, `coxless cover` and `coxless mapping`: model and implementation side by side.
 
-Exit codes: 0 they agree, 1 they differ, 2 the command was wrong.
+Exit codes: 0 they agree, 1 they differ, 2 the command was wrong, or could not be carried out.
 """
 
 import contextlib
@@ -29,15 +29,19 @@ from . import mapping as table
 from .drawn_replay import DrawnReplay
 from .edge_cover import Coverage, replay_cover, sample, state_graph
 from .edge_cover import cover as cover_of
-from .replay import Lockstep, Mismatch, told
+from .invisible import why_invisible
+from .processes import RankProcessError, in_processes
+from .replay import Lockstep, Mismatch, NewReplica, in_this_process, told
 from .same_schedule import Harm, hardened_on
-from .targets import NAMES, Target, target
+from .targets import NAMES, Target, Torch, target
 
 TARGETS = click.Choice(NAMES)
+SHARED = ("tcp", "etcd")
+"""The targets that have an address."""
 
 
 class WrongInput(click.ClickException):
-    """A file or a store that nothing can be replayed with: one sentence, and exit code 2, since nobody has parted from anybody."""
+    """A file, a store or a process that nothing can be replayed with: one sentence, and exit code 2, since nobody has parted from anybody."""
 
     exit_code = 2
 
@@ -56,7 +60,7 @@ def _target_options(command: Any) -> Any:
 @contextlib.contextmanager
 def _target(kind: str, address: str | None) -> Iterator[Target]:
     """The target; what is wrong with it is one sentence."""
-    if address is not None and kind not in ("tcp", "etcd"):
+    if address is not None and kind not in SHARED:
         raise click.UsageError(f"--address is for the targets tcp and etcd, not for {kind}")
     with contextlib.ExitStack() as stack:
         try:
@@ -69,16 +73,20 @@ def _target(kind: str, address: str | None) -> Iterator[Target]:
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @_target_options
+@click.option("--processes", is_flag=True, help="Each rank is a process of its own, and a crash is SIGKILL.")
 @click.option("--quiet", is_flag=True, help="Only the outcome, not the story.")
 @click.pass_context
-def replay(context: click.Context, files: tuple[Path, ...], kind: str, address: str | None, quiet: bool) -> None:
+def replay(context: click.Context, files: tuple[Path, ...], kind: str, address: str | None, processes: bool, quiet: bool) -> None:
     """Replay traces on a real store, step by step.
 
     A trace of the hardened protocol: the implementation has to do what the model does. A trace of the drawn one: the damage is
     looked at where it is done, and the same schedule is tried on the hardened protocol.
     """
     code = 0
+    if processes and kind not in SHARED:
+        raise click.UsageError(f"--processes is for the targets tcp and etcd: several processes cannot share {kind}")
     with _target(kind, address) as store:
+        new_replica = _in_processes(store) if processes else in_this_process
         for path in files:
             try:
                 trace = itf.read(path)
@@ -88,45 +96,72 @@ def replay(context: click.Context, files: tuple[Path, ...], kind: str, address: 
                 raise WrongInput(str(error)) from None
             if deviation is not None:
                 raise WrongInput(f"{path}: is no run of the model: state {deviation.step}: {deviation.wrong}")
+            if processes and isinstance(system, Drawn):
+                raise WrongInput(f"{path}: a trace of the drawn protocol is replayed in one process; leave out --processes")
             click.secho(f"{trace.title}", bold=True)
             click.echo(trace.prose)
             try:
                 code |= (
                     _replay_drawn(system, trace, store, quiet)
                     if isinstance(system, Drawn)
-                    else _replay(system, trace, store, quiet)
+                    else _replay(system, trace, store, new_replica, quiet)
                 )
-            except Mismatch as mismatch:
-                click.echo(str(mismatch))
-                click.echo(f"To reproduce: coxless replay --target {kind} {path}")
+            except RankProcessError as error:
+                raise WrongInput(str(error)) from None
+            except (Mismatch, CoxlessError) as error:
+                click.echo(str(error))
+                click.echo(f"To reproduce: coxless replay --target {kind} {'--processes ' if processes else ''}{path}")
                 code = 1
             click.echo()
     context.exit(code)
 
 
-def _replay(system: System, trace: itf.TraceFile, store: Target, quiet: bool) -> int:
+def _in_processes(store: Target) -> NewReplica:
+    assert isinstance(store, Torch) and store.address is not None
+    return in_processes(store.address)
+
+
+def _replay(system: System, trace: itf.TraceFile, store: Target, new_replica: NewReplica, quiet: bool) -> int:
     if not isinstance(system, Hardened):
         raise WrongInput(f"{system.name}: there is no implementation to replay it on")
-    if system.setting.missing:
+    guards = ", ".join(system.setting.missing)
+    invisible = why_invisible(system.setting.missing)
+    if trace.wrong:
+        click.echo(f"The model says ({trace.broken}): {trace.wrong}")
+    if invisible is not None:
+        click.echo(f"A mutant of the model (without {guards}). A replay cannot tell it from the library: {invisible}.")
+    elif guards:
         click.echo(
-            f"A mutant of the model ({', '.join(system.setting.missing)}): the implementation, which is none, must part from it."
+            f"A mutant of the model (without {guards}). The library has this guard, so it has to do something else at some step."
         )
-    lockstep = Lockstep(system, store)
+    parts = bool(guards) and invisible is None
+    lockstep = Lockstep(system, store, new_replica)
     try:
         for number, (before, action, after) in enumerate(itf.executed(system, trace).steps, start=1):
             try:
                 lockstep.step(before, action, after)
-            except Mismatch as mismatch:
-                if not system.setting.missing:
+            except RankProcessError:
+                raise
+            except (Mismatch, CoxlessError) as error:
+                found = (
+                    str(error).partition(", ")[2]
+                    if isinstance(error, Mismatch)
+                    else f"{told(action)}: {type(error).__name__}: {error}"
+                )
+                if not parts:
                     raise
-                click.echo(f"{number:4}  here it does: {mismatch}")
+                click.echo(f"{number:4}  here it does: {found}")
+                click.echo("The library parts from the mutant, as it has to")
                 return 0
             if not quiet:
                 click.echo(f"{number:4}  {told(action)}")
     finally:
         lockstep.close()
-    click.echo(f"{lockstep.steps} steps, no difference")
-    return int(bool(system.setting.missing))
+    if parts:
+        click.echo(f"{lockstep.steps} steps, no difference: the library does all that the mutant does, so it lacks the guard too")
+        return 1
+    click.echo(f"{lockstep.steps} steps, no difference{', as was to be expected' if invisible else ''}")
+    return 0
 
 
 def _replay_drawn(system: Drawn, trace: itf.TraceFile, store: Target, quiet: bool) -> int:

@@ -1,12 +1,17 @@
 """A replay in which each rank is a process of its own. The scheduler, here, releases its store operations one at a time over a pipe,
 and a crash is SIGKILL at exactly that point: the process stands between two operations and hears nothing any more.
+
+No process outlives the scheduler, however that ends: its end closes the pipes, and a rank's process that finds its pipe closed ends.
 """
 
 import multiprocessing
+import signal
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
 from coxless.connection import Connection
+from coxless.errors import CoxlessError
 from coxless.protocol import Operation, RankState
 from coxless.records import Flag
 from coxless.store import connect
@@ -16,7 +21,23 @@ from .targets import Line, Target, Wire
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["coxless_traces.processes"])  # importing torch takes seconds; nobody has a client by then
-ANSWER_LIMIT = 30.0
+ANSWER_LIMIT = 60.0
+"""Seconds."""
+
+
+class RankProcessError(CoxlessError):
+    """The process of a rank does not answer to the scheduler: it has ended by itself, or it hangs. Nothing is known of the replay."""
+
+
+def _start_fork_server() -> None:
+    """Ctrl-C goes to all processes of a terminal. That it ends a replay is the scheduler's business alone: the server of forks, and what it
+    forks, are started with the signal blocked, so it cannot come in before they have a handler."""
+    resource_tracker.ensure_running()  # unblocks the signal when it starts, so it has to be there before
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _Here:
@@ -39,29 +60,43 @@ class _Here:
 
 def serve(pipe: Pipe, address: str, rank: int, world_size: int, min_ranks: int) -> None:
     """What the rank's process does: what it is told, and nothing between two messages."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     here = _Here(address)
     state = RankState(rank, world_size, min_ranks, nonce="", generation="")
     replica = Replica(state, here.open())
     while True:
         try:
             what, argument, drawn = pipe.recv()
-        except EOFError:
+        except (EOFError, ConnectionError):
             return
         if drawn is not None:
             state.nonce, state.generation, state.deletions, replica.join_timeout = drawn
-        reply: object = None
-        match what:
-            case "perform":
-                reply = replica.line.perform(argument)
-            case "enter":
-                replica.enter()
-            case "advance":
-                replica.advance(argument)
-            case "resume":
-                replica.resume(argument)
-            case "break":
-                replica.break_connection(here)
-        pipe.send((reply, state, replica.operation, replica.generator is not None, replica.stopped))
+        answer: object
+        try:
+            reply = _obey(replica, here, what, argument)
+            answer = (reply, state, replica.operation, replica.generator is not None, replica.stopped)
+        except CoxlessError as error:
+            answer = error
+        try:
+            pipe.send(answer)
+        except ConnectionError:
+            return
+
+
+def _obey(replica: Replica, here: _Here, what: str, argument: Any) -> object:
+    """The reply of the store, if this was an operation."""
+    match what:
+        case "perform":
+            return replica.line.perform(argument)
+        case "enter":
+            replica.enter()
+        case "advance":
+            replica.advance(argument)
+        case "resume":
+            replica.resume(argument)
+        case "break":
+            replica.break_connection(here)
+    return None
 
 
 class RemoteReplica(Replica):
@@ -71,6 +106,7 @@ class RemoteReplica(Replica):
 
     def __init__(self, state: RankState, address: str) -> None:
         super().__init__(state, _RemoteLine(self))
+        _start_fork_server()
         self._pipe, theirs = _context.Pipe()
         self.process = _context.Process(
             target=serve, args=(theirs, address, state.rank, state.world_size, state.min_ranks), daemon=True
@@ -80,10 +116,18 @@ class RemoteReplica(Replica):
 
     def tell(self, what: str, argument: object = None) -> object:
         state = self.state
-        self._pipe.send((what, argument, (state.nonce, state.generation, state.deletions, self.join_timeout)))
-        if not self._pipe.poll(ANSWER_LIMIT):
-            raise TimeoutError(f"the process of rank {state.rank} does not answer to {what}")
-        answer: tuple[object, RankState, Operation | None, Any, bool] = self._pipe.recv()
+        rank = state.rank
+        try:
+            self._pipe.send((what, argument, (state.nonce, state.generation, state.deletions, self.join_timeout)))
+            if not self._pipe.poll(ANSWER_LIMIT):
+                raise RankProcessError(f"the process of rank {rank} has not answered to {what!r} within {ANSWER_LIMIT:.0f} s")
+            answer: Any = self._pipe.recv()
+        except (EOFError, ConnectionError):
+            self.process.join()
+            code = self.process.exitcode
+            raise RankProcessError(f"the process of rank {rank} ended by itself, before {what!r} (exit code {code})") from None
+        if isinstance(answer, CoxlessError):
+            raise answer
         reply, self.state, self.operation, runs, self.stopped = answer
         self.generator = RUNNING if runs else None
         return reply
@@ -130,4 +174,4 @@ def in_processes(address: str) -> NewReplica:
     return lambda state, target: RemoteReplica(state, address)
 
 
-__all__ = ["RemoteReplica", "in_processes", "serve"]
+__all__ = ["RankProcessError", "RemoteReplica", "in_processes", "serve"]

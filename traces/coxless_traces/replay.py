@@ -207,7 +207,7 @@ class Lockstep:
         """Take the step on this side too. Raises Mismatch."""
         differences = self._take(before, action, after) or self._compare(after)
         if differences:
-            raise Mismatch(self.steps, action, differences, enabled(self.system, before))
+            raise Mismatch(self.steps + 1, action, differences, enabled(self.system, before))
         self.steps += 1
 
     # --- taking a step

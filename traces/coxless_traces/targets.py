@@ -134,14 +134,16 @@ class Wire:
 
 
 class Torch:
-    """Any store of torch.distributed; `store` is the replay's own client, over which it looks at the contents."""
+    """Any store of torch.distributed; `store` is the replay's own client, over which it looks at the contents. With an address, other
+    processes can use it too."""
 
-    def __init__(self, name: str, store: "object") -> None:
+    def __init__(self, name: str, store: "object", address: str | None = None) -> None:
         from torch.distributed import Store
 
         assert isinstance(store, Store)
         self.name = name
         self.store = store
+        self.address = address
 
     def open(self) -> Wire:
         return Wire(Connection(self.store))
@@ -182,7 +184,7 @@ def target(name: str, address: str | None = None) -> Iterator[Target]:
             stack.callback(let_go, store)
             if store.list_keys():
                 raise ValueError(f"the store at {redacted(address)} holds keys already: a replay needs one of its own")
-            yield Torch(name, store)
+            yield Torch(name, store, address)
     else:
         raise ValueError(f"there is no target {name!r}: {', '.join(NAMES)}")
 

@@ -21,12 +21,13 @@ def replayable(before: State, action: Action) -> bool:
     return bool(action.op[1][1] == process.unheard[0])
 
 
-def walk(system: Hardened, seed: int, length: int) -> Iterator[Step]:
-    """A random run. Which rank comes next is drawn first, so that a rank with many choices does not crowd out the others; how
-    often a fault is taken is drawn for the whole run, so that budgets are not always spent on the first steps."""
+def walk(system: Hardened, seed: int, length: int, start: State | None = None) -> Iterator[Step]:
+    """A random run, from the initial state unless another is given. Which rank comes next is drawn first, so that a rank with many
+    choices does not crowd out the others; how often a fault is taken is drawn for the whole run, so that budgets are not always spent
+    on the first steps."""
     chance = random.Random(seed)
     fault = chance.choice((0.02, 0.1, 0.5))
-    state = system.initial()
+    state = system.initial() if start is None else start
     for _ in range(length):
         usual: dict[int, list[tuple[Action, State]]] = {}
         faults: dict[int, list[tuple[Action, State]]] = {}
