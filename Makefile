@@ -2,6 +2,7 @@
 # make test   lints, type-checks and runs every test
 # Both make .venv themselves; a second run starts at once. Besides:
 # make verify       the model at its large bounds, every transition on a real store (an hour or less)
+# make soak         a training run whose ranks, store and connections are killed, stopped and cut: MINUTES=30 SEED=7
 # make bench        one advance, the recovery from a crash and the start, measured beside others
 # make bench-model  the checker, the simulation and the validation of recordings, measured
 
@@ -9,8 +10,10 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/installed
+MINUTES ?= 3
+SEED    ?= 7
 
-.PHONY: demo demo-etcd test lint verify bench bench-model clean
+.PHONY: demo demo-etcd test lint verify soak bench bench-model clean
 
 demo: $(STAMP)
 	$(BIN)/python -m examples.digits
@@ -30,6 +33,9 @@ verify: $(STAMP)
 	$(BIN)/python model/promela/compare.py --large
 	$(BIN)/coxless verify
 	$(BIN)/coxless cover --ranks 2 --iterations 2 --crashes 1 --restarts 1 --suspicions 1 --target tcp
+
+soak: $(STAMP)
+	$(BIN)/python -m bench.soak --minutes $(MINUTES) --seed $(SEED)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.advance

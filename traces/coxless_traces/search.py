@@ -179,8 +179,9 @@ class Search:
                 if p.at != "arrive" or p.k != k or index in node.fresh:
                     return None
                 after = after._replace(voted=after.voted | {(index, flag)})
-                # A rank may say that it has lost the state.
-                return with_p(after, rank, place, p._replace(holds=False)) if flag == "j" else after
+                # Beyond the model, which knows a failed step no closer: a rank may have lost the state in it, or have received it before it
+                # failed. What it says is what counts from here on.
+                return after if flag == "o" else with_p(after, rank, place, p._replace(holds=flag == "f"))
             case "left":
                 gone = after._replace(gone=after.gone | {index}, taken=(Action(rank, "leave", None, None, second(place)),))
                 return gone._replace(state=State(with_pulse(gone.state.shared, p.me, "left"), gone.state.ranks))
