@@ -23,6 +23,8 @@ from coxless.training.trainer import IterationLike
 import torch
 from torch import Tensor, nn
 
+from .schedule import RANKS
+
 FOLDER, STOP = "SOAK_FOLDER", "stop"
 SAMPLES, BATCH, WIDTH = 96, 12, 64
 STEP_TIME = 0.03  # seconds
@@ -112,7 +114,8 @@ def main() -> None:
             log.write("step", iteration=iteration, me=member, position=step.position, weights=digest(model))
             if last is None and stop.exists():
                 last = int(stop.read_text())
-            if last is not None and step.position >= last:
+            # By the agreed record, so that all four come to it in the same iteration, and nobody is left behind alone.
+            if last is not None and step.position >= last and len(step.iteration.participants) == RANKS:
                 break
             time.sleep(STEP_TIME)
             rows = step.shard(batch_at(step.position, samples=SAMPLES, batch_size=BATCH))

@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
+from .ending import start_in_torch
+
 T = TypeVar("T")
 
 
@@ -21,7 +23,7 @@ class Attempt(Generic[T]):
         self._result: T
         self._error: BaseException | None = None
         self._ended = threading.Event()
-        threading.Thread(target=self._run, name="coxless-connect", daemon=True).start()
+        start_in_torch(self._run, "coxless-connect")
 
     def _run(self) -> None:
         try:

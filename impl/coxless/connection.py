@@ -24,6 +24,7 @@ from torch.distributed import DistNetworkError, DistStoreError, Store, TCPStore
 from . import keys
 from .attempt import Attempt
 from .client import CLIENT_TIMEOUT, CONNECT_TIMEOUT, address, base_of, client_socket, fresh_client, has_native_barrier
+from .ending import at_end
 from .errors import CorruptStoreError, StoreUnreachableError
 from .protocol.operations import ConnectionBroken
 from .records import corrupt
@@ -299,6 +300,17 @@ class _Watchdog:
         with self._lock:
             self._connections.discard(connection)
 
+    def free_all(self) -> None:
+        """The process ends: whatever is blocked on a connection is freed."""
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.shut_down()
+
+    def in_flight(self) -> bool:
+        with self._lock:
+            return any(connection.flight % 2 for connection in self._connections)
+
     def _run(self) -> None:
         flights: weakref.WeakKeyDictionary[Connection, tuple[int, int]] = weakref.WeakKeyDictionary()
         while True:
@@ -318,6 +330,7 @@ class _Watchdog:
 
 
 _watchdog = _Watchdog()
+at_end(_watchdog.free_all, _watchdog.in_flight)
 
 
 def _text(key: str, value: bytes) -> str:

@@ -22,6 +22,7 @@ from torch.distributed.distributed_c10d import Store
 
 from coxless.client import fresh_client
 from coxless.connection import Connection
+from coxless.ending import start_in_torch
 from coxless.errors import CorruptStoreError, CoxlessError
 from coxless.protocol.operations import ConnectionBroken
 from coxless.training.background import Background
@@ -180,7 +181,7 @@ def open_group(
         met.set()
 
     # When it is left behind, `made` dies with this thread: an unused group without work is destroyed without waiting.
-    threading.Thread(target=meet, name=f"coxless-group-{epoch}", daemon=True).start()
+    start_in_torch(meet, f"coxless-group-{epoch}")
     wait = WATCH_AFTER
     deadline = time.monotonic() + timeout.total_seconds() + WATCH_EVERY  # the backend's own error says more
     while not met.wait(wait):
