@@ -141,7 +141,8 @@ class Soak:
         self.left_out += waiting
 
     def _takes_part(self, place: Place) -> bool:
-        return place.process is not None and place.thaw_at is None and time.monotonic() - place.seen < FRESH
+        alive = place.process is not None and not place.killed and place.thaw_at is None
+        return alive and time.monotonic() - place.seen < FRESH
 
     def _pending(self, place: Place) -> bool:
         """Whether its process may still kill itself."""
@@ -164,7 +165,7 @@ class Soak:
                 self._thaw(place)
             return self._all_well()
         place = self.places[fault.rank]
-        if place.process is None or place.thaw_at is not None:
+        if place.process is None or place.killed or place.thaw_at is not None:
             return False
         if fault.kind == "cut":
             return self._takes_part(place)
