@@ -297,8 +297,9 @@ def mutants(context: click.Context, /, names: tuple[str, ...], only_list: bool, 
 def trace(context: click.Context, /, folder: Path | None, compare: bool, kinds: tuple[str, ...], **options: Any) -> None:
     """Make failure traces, as ITF files: the corpus, or random fault scenarios.
 
-    --corpus DIR writes the shortest trace of each flaw of the drawn protocol and of each mutant of the hardened one, the same
-    bytes each time. --kind FAULT makes random runs of the hardened protocol in which that fault happens, as input for tests.
+    --corpus DIR writes the shortest trace of each flaw of the drawn protocol and of each mutant of the hardened one, and a run
+    beyond each part of the store-loss clause, the same bytes each time. --kind FAULT makes random runs of the hardened protocol
+    in which that fault happens, as input for tests.
 
     Exit code: 0 done, 1 the corpus differs or too few scenarios were found, 2 usage.
     """

@@ -1,16 +1,17 @@
 """The corpus of failure traces: for each flaw of the drawn protocol and for each mutant of the hardened one, the shortest run
-that shows it. Made from the model alone, byte for byte the same each time, so that they can be committed and compared.
+that shows it; and for each part of the store-loss clause a run that needs it. Made from the model alone, byte for byte the same
+each time, so that they can be committed and compared.
 """
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from coxless_model import itf
+from coxless_model import clause, itf
 from coxless_model.deaths import as_file, death
 from coxless_model.drawn import FLAWS, Flaw
 from coxless_model.explore import explore
-from coxless_model.machine import Invariant, State, System, enabled
+from coxless_model.machine import Invariant, State, System, enabled, violations
 from coxless_model.mutants import MUTANTS
 from coxless_model.results import NO_LIMITS, Limits
 
@@ -32,6 +33,7 @@ def entries() -> Iterator[Entry]:
     """The whole corpus."""
     yield from drawn_entries()
     yield from mutant_entries()
+    yield from clause_entries()
 
 
 def drawn_entries() -> Iterator[Entry]:
@@ -45,6 +47,21 @@ def mutant_entries() -> Iterator[Entry]:
         if found.trace is None:
             raise NotFound(f"{mutant.name}: {found.verdict} within its bounds ({found.states} states); it should be killed")
         yield Entry(f"mutants/{mutant.name}{SUFFIX}", as_file(found))
+
+
+def clause_entries() -> Iterator[Entry]:
+    for part in clause.PARTS:
+        yield Entry(f"clause/{part.name}{SUFFIX}", beyond(part))
+
+
+def beyond(part: clause.Part) -> itf.TraceFile:
+    """The run beyond the store-loss clause that shows what this part of it is for."""
+    history = clause.run(part)
+    wrong = (clause.PROPERTY, part.wrong)
+    if wrong not in violations(history.system, history.state):
+        raise NotFound(f"{part.name}: after the {len(history.actions)} steps of its run it is not true that {part.wrong}")
+    title = part.name.replace("_", " ")
+    return itf.trace_file(history.system, history.trace, title=title, prose=part.prose, broken=wrong[0], wrong=wrong[1])
 
 
 def shortest(flaw: Flaw) -> itf.TraceFile:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from coxless_model import corpus, itf
+from coxless_model import clause, corpus, itf
 from coxless_model.deaths import as_file, death
 from coxless_model.drawn import FLAWS
 from coxless_model.machine import violations
@@ -52,6 +52,22 @@ def test_a_trace_that_goes_round_says_where() -> None:
     assert itf.deviation(trace.system, trace) is None
 
 
+@pytest.mark.parametrize("part", clause.PARTS, ids=lambda part: part.name)
+def test_a_trace_beyond_the_store_loss_clause_names_the_part_that_it_lacks(part: clause.Part) -> None:
+    trace = corpus.beyond(part)
+    assert itf.deviation(trace.system, trace) is None
+    assert (trace.broken, trace.wrong) == ("S2", part.wrong)
+    assert trace.prose.startswith(f"The clause asks: {part.part}. Here: ")
+    last = itf.executed(trace.system, trace).states[-1]
+    assert ("S2", trace.wrong) in violations(trace.system, last)
+
+
+def test_a_run_that_does_no_damage_is_no_trace_of_the_clause() -> None:
+    harmless = clause.PARTS[0]._replace(script=lambda history: history.until(0, "await_full"))
+    with pytest.raises(corpus.NotFound, match="after the 4 steps of its run it is not true that iteration 2 was decided again"):
+        corpus.beyond(harmless)
+
+
 def test_other_hash_seeds_give_the_same_bytes() -> None:
     program = "from coxless_model import corpus, itf; print(itf.dumps(corpus.shortest(corpus.FLAWS[0])))"
     texts = {
@@ -81,3 +97,4 @@ def test_the_committed_corpus_is_what_the_model_gives() -> None:
     """If this fails after a change of the model: look at the differences, then `coxless trace --corpus traces`."""
     assert list(corpus.differences(COMMITTED, corpus.entries())) == []
     assert len(list((COMMITTED / "mutants").glob("*.itf.json"))) == len(MUTANTS)
+    assert len(list((COMMITTED / "clause").glob("*.itf.json"))) == len(clause.PARTS)

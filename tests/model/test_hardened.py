@@ -2,14 +2,14 @@
 
 import pytest
 
+from coxless_model import clause
 from coxless_model.environment import hardened
 from coxless_model.explore import explore
+from coxless_model.history import History, NoSuchStep
 from coxless_model.liveness import check_liveness
-from coxless_model.machine import ENVIRONMENT, Invariant, describe, successors, violations
+from coxless_model.machine import Invariant, describe, successors, violations
 from coxless_model.properties import no_gap_no_double
 from coxless_model.results import Verdict
-
-from .runs import Run
 
 HOLDS = [
     (2, 2, {}),
@@ -92,28 +92,27 @@ class TestStoreLossNeedsItsClause:
         names = [action.name for action in found.trace.actions]
         assert names.index("join_timeout") < names.index("lose_store"), "it was not the founding that was repeated"
 
-    def test_so_does_a_rank_that_was_left_out_by_mistake_and_has_yet_to_learn_it(self):
-        """All that it remembers are dead by now: it restores the iteration in which they were, and closes it alone."""
-        faults = {"store_losses": 1, "crashes": 1, "restarts": 1, "suspicions": 1}
-        run = Run(hardened(2, 5, lag=0, **faults)._replace(beyond=True))
-        run.until(0, "await_full")
-        run.until(1, "arrive")
-        run.until(0, "arrive")  # iteration 1, of both
-        run.until(1, "read_heartbeat")
-        run.do(1, "read_heartbeat", "wrong suspicion")
-        run.until(1, "arrive")  # iteration 2, of rank 1 alone
-        run.do(1, "crash")
-        run.do(1, "restart")
-        run.do(1, "go_stale")
-        run.until(1, "arrive")  # iteration 3, of its new process
-        run.do(1, "arrive")
-        run.until(1, "arrive")  # iteration 4: it took part in the last two, lives, and knows
-        run.do(ENVIRONMENT, "lose_store")
-        assert run.state.shared.ghost.void
-        run.do(0, "arrive", "connection lost")
-        run.until(0, "propose_new_epoch")
-        run.do(0, "propose_new_epoch")
-        assert ("S2", "iteration 2 was decided again") in violations(run.system, run.state)
+    @pytest.mark.parametrize("part", clause.PARTS, ids=lambda part: part.name)
+    def test_a_run_that_lacks_one_part_decides_an_iteration_again_and_nothing_was_wrong_before(self, part):
+        history = clause.run(part)
+        void = [state.shared.ghost.void for state in history.states]
+        wrong = [dict(violations(history.system, state)) for state in history.states]
+        assert wrong[-1]["S2"] == part.wrong
+        assert not any(wrong[:-1]), "the second decision is what breaks it"
+        assert void[-2], "the clause says beforehand that nothing is claimed of this run"
+        lost = next(at for at, action in enumerate(history.actions, start=1) if action.name == "lose_store")
+        assert void == sorted(void)
+        assert not any(void[:lost]), "up to the store loss everything is claimed"
+
+    @pytest.mark.parametrize("part", clause.PARTS, ids=lambda part: part.name)
+    def test_each_fault_of_such_a_run_is_needed(self, part):
+        """With one fault of its kind less the same run cannot happen."""
+        for fault in (*part.faults, "store_losses"):
+            history = clause.run(part)
+            budgets = history.system.budgets
+            poorer = history.system._replace(budgets=budgets._replace(**{fault: getattr(budgets, fault) - 1}))
+            with pytest.raises(NoSuchStep):
+                part.script(History(poorer))
 
     def assert_decided_again(self, wrong="was decided again", **budgets):
         def again(state):

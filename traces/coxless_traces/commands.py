@@ -26,6 +26,7 @@ from coxless_model.machine import System
 from coxless_model.process import Setting
 
 from . import mapping as table
+from .decided_twice import Decisions
 from .drawn_replay import DrawnReplay
 from .edge_cover import Coverage, replay_cover, sample, state_graph
 from .edge_cover import cover as cover_of
@@ -79,8 +80,8 @@ def _target(kind: str, address: str | None) -> Iterator[Target]:
 def replay(context: click.Context, files: tuple[Path, ...], kind: str, address: str | None, processes: bool, quiet: bool) -> None:
     """Replay traces on a real store, step by step.
 
-    A trace of the hardened protocol: the implementation has to do what the model does. A trace of the drawn one: the damage is
-    looked at where it is done, and the same schedule is tried on the hardened protocol.
+    A trace of the hardened protocol: the implementation has to do what the model does; beyond the store-loss clause, with the same
+    damage. A trace of the drawn one: the damage is looked at where it is done, and the same schedule is tried on the hardened protocol.
     """
     code = 0
     if processes and kind not in SHARED:
@@ -136,6 +137,7 @@ def _replay(system: System, trace: itf.TraceFile, store: Target, new_replica: Ne
         )
     parts = bool(guards) and invisible is None
     lockstep = Lockstep(system, store, new_replica)
+    decisions = Decisions(lockstep)
     try:
         for number, (before, action, after) in enumerate(itf.executed(system, trace).steps, start=1):
             try:
@@ -153,6 +155,7 @@ def _replay(system: System, trace: itf.TraceFile, store: Target, new_replica: Ne
                 click.echo(f"{number:4}  here it does: {found}")
                 click.echo("The library parts from the mutant, as it has to")
                 return 0
+            decisions.look()
             if not quiet:
                 click.echo(f"{number:4}  {told(action)}")
     finally:
@@ -161,7 +164,12 @@ def _replay(system: System, trace: itf.TraceFile, store: Target, new_replica: Ne
         click.echo(f"{lockstep.steps} steps, no difference: the library does all that the mutant does, so it lacks the guard too")
         return 1
     click.echo(f"{lockstep.steps} steps, no difference{', as was to be expected' if invisible else ''}")
-    return 0
+    if not system.beyond:
+        return 0
+    damage = decisions.twice()
+    for seen in damage or ["nothing"]:
+        click.echo(f"Seen on the store: {seen}")
+    return int(bool(trace.wrong) and not damage)
 
 
 def _replay_drawn(system: Drawn, trace: itf.TraceFile, store: Target, quiet: bool) -> int:
