@@ -406,3 +406,48 @@ def test_who_ran_out_of_patience_at_the_native_barrier_stays_counted(server: Sto
     with pytest.raises(DistStoreError):
         store.barrier("barrier, left", 2, timedelta(milliseconds=1))
     store.clone().barrier("barrier, left", 2, timedelta(seconds=30))
+
+
+def let_through(store: Store, key: str, done: Callable[[Store], object], patience: timedelta) -> bool:
+    """Whether somebody who waits alone in a barrier for two is let through by that, before it is complete."""
+    waiter = store.clone()
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(waiter.barrier, key, 2, patience)
+        deadline = time.monotonic() + 30
+        while not store.check([key]):  # counted, and so waiting: the server does both at once
+            assert time.monotonic() < deadline
+        done(store)
+        try:
+            waiting.result(90)
+        except DistStoreError:
+            return False
+    return True
+
+
+@needs_native_barrier
+@pytest.mark.parametrize(
+    ("how", "done", "passed"),
+    [
+        ("compare_set that fails", lambda store, key: store.compare_set(key, PROBE, PROBE), True),
+        ("compare_set that succeeds", lambda store, key: store.compare_set(key, "1", "1"), True),
+        ("add of nothing", lambda store, key: store.add(key, 0), True),
+        ("set", lambda store, key: store.set(key, "1"), True),
+        ("append", lambda store, key: store.append(key, " "), True),
+        ("check", lambda store, key: store.check([key]), False),
+        ("get", lambda store, key: store.get(key), False),
+    ],
+    ids=lambda value: value.replace(" ", "_") if isinstance(value, str) else None,
+)
+def test_what_lets_through_whoever_waits_in_a_native_barrier(
+    server: StoreServer, how: str, done: Callable[[Store, str], object], passed: bool
+) -> None:
+    """Even what changes nothing does, if it may write. So nobody may look at a barrier's count by compare_set (Connection.peek)."""
+    key = f"barrier, {how}"
+    patience = timedelta(seconds=60 if passed else 1)
+    assert let_through(connect(server.address), key, lambda store: done(store, key), patience) == passed
+
+
+@needs_native_barrier
+def test_a_barrier_that_is_deleted_lets_nobody_through(server: StoreServer) -> None:
+    key = "barrier, deleted"
+    assert not let_through(connect(server.address), key, lambda store: store.delete_key(key), timedelta(seconds=1))
