@@ -6,7 +6,8 @@ import pytest
 from click.testing import CliRunner
 
 from coxless_model import itf
-from coxless_traces.commands import cover, mapping, replay
+from coxless_traces.commands import mapping, replay
+from coxless_traces.cover_command import cover
 from coxless_traces.drawn_replay import DrawnReplay
 from coxless_traces.same_schedule import Harm, hardened_on
 from coxless_traces.targets import Memory, target

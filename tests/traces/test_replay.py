@@ -8,7 +8,8 @@ from click.testing import CliRunner
 from coxless.server import start_server
 from coxless.store import connect
 from coxless_model.environment import hardened
-from coxless_traces.commands import cover, replay
+from coxless_traces.commands import replay
+from coxless_traces.cover_command import cover
 from coxless_traces.replay import Lockstep, Mismatch
 from coxless_traces.targets import Memory, target
 from coxless_traces.walks import replay_walk, walk
