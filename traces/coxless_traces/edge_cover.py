@@ -9,6 +9,7 @@ import random
 from array import array
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from statistics import median
 from time import perf_counter
 from typing import NamedTuple
@@ -17,7 +18,8 @@ import networkx as nx
 
 from coxless_model.environment import Hardened
 from coxless_model.machine import Action, State
-from coxless_model.packed import Packed
+from coxless_model.packed import LOCAL_BITS, Packed, Steps
+from coxless_model.symmetry import Symmetry
 
 from .replay import Lockstep
 from .targets import Target
@@ -67,31 +69,41 @@ class Graph(NamedTuple):
 
 class Coverage(NamedTuple):
     taken: Counter[str]
-    """Transitions of each action that were replayed."""
+    """Wanted transitions of each action that were replayed."""
     there: Counter[str]
-    """Transitions of each action in the graph."""
+    """Wanted transitions of each action in the graph."""
     runs: int
     steps: int
     seconds: float
     median: float
-    """Of one step (s)."""
+    """Of one step (s); 0 when there was none."""
+    interrupted: bool = False
+    """By Ctrl-C; the run that was under way does not count."""
 
     @property
     def share(self) -> float:
-        return self.taken.total() / self.there.total()
+        there = self.there.total()
+        return self.taken.total() / there if there else 1.0
 
 
-def state_graph(system: Hardened) -> Graph:
-    """Every transition of the system that the implementation can take (see `replayable`)."""
+Wanted = Callable[[Edge], bool]
+
+
+def state_graph(system: Hardened, on_progress: Callable[[int], None] | None = None) -> Graph:
+    """Every transition of the system that the implementation can take (see `replayable`). `on_progress` is told the number of states,
+    now and then. Raises TooMany when the bounds are too large for the model's integers."""
     packed = Packed(system)
+    successors = _Successors(packed)
     edges: dict[int, list[Edge]] = {}
     arrival: dict[int, Edge] = {}
     waiting = deque([packed.initial])
     seen = {packed.initial}
     while waiting:
         source = waiting.popleft()
+        if on_progress is not None and len(edges) % 1000 == 0:
+            on_progress(len(seen))
         own = edges[source] = []
-        for action, target in packed.successors(source):
+        for action, target in successors.of(source):
             if action.name == "read_heartbeat" and not replayable(packed.unpack(source), action):
                 continue
             edge = Edge(source, action, target)
@@ -103,12 +115,53 @@ def state_graph(system: Hardened) -> Graph:
     return Graph(packed, edges, arrival)
 
 
-def cover(graph: Graph, wanted: Callable[[Edge], bool] | None = None) -> list[Run]:
+class _Successors:
+    """`Packed.successors`, with each actor's steps asked of the model once for each combination of what they depend on."""
+
+    def __init__(self, packed: Packed) -> None:
+        self._packed = packed
+        # Of each actor and local part: for each set of pieces that its steps looked at, the steps by what was seen there.
+        self._known: dict[tuple[int, int], dict[int, dict[int, Steps]]] = {}
+
+    def of(self, key: int) -> Iterator[tuple[Action, int]]:
+        packed = self._packed
+        number = key >> packed.shift
+        wide = packed.wides[number]
+        for actor in range(packed.ranks + 1):
+            steps = self._steps(actor, wide, key >> (LOCAL_BITS * actor) & packed.local_mask if actor < packed.ranks else 0)
+            for action, onto, difference in zip(steps.actions, steps.onto_shared, steps.onto_local, strict=True):
+                yield action, key + ((packed.number_of_wide(wide + onto) - number) << packed.shift) + difference
+
+    def _steps(self, actor: int, wide: int, own: int) -> Steps:
+        known = self._known.setdefault((actor, own), {})
+        for mask, seen in known.items():
+            if (steps := seen.get(wide & mask)) is not None:
+                return steps
+        steps = self._packed.ask(actor, wide, own, self._packed.system.local_steps)
+        known.setdefault(steps.mask, {})[wide & steps.mask] = steps
+        return steps
+
+
+def cover(graph: Graph, wanted: Wanted | None = None) -> list[Run]:
     """Runs from the initial state that take every edge, or every wanted one."""
     edges = sum(map(len, graph.edges.values()))
     if wanted is None and edges <= EXACT_BELOW:
         return exact_cover(graph)
     return list(greedy_cover(graph, wanted))
+
+
+def one_of_each_orbit(graph: Graph) -> Wanted:
+    """Of the states that differ only in how the ranks are named one is chosen, the first that was met; all its transitions are wanted.
+
+    Those of the others are the same transitions with the ranks renamed. (But for the order in which heartbeats are asked for, which
+    in the implementation is that of the list: so a fixed form of the state, as in symmetry.py, may be one that it never comes to.)
+    """
+    canonical = Symmetry(graph.packed).canonical
+    first: dict[int, int] = {}
+    for state in graph.edges:
+        first.setdefault(canonical(state), state)
+    chosen = frozenset(first.values())
+    return lambda edge: edge.source in chosen
 
 
 # --- Exactly ------------------------------------------------------------------------------------------------------------
@@ -153,7 +206,7 @@ def exact_cover(graph: Graph) -> list[Run]:
 # --- Greedily -----------------------------------------------------------------------------------------------------------
 
 
-def greedy_cover(graph: Graph, wanted: Callable[[Edge], bool] | None = None) -> Iterator[Run]:
+def greedy_cover(graph: Graph, wanted: Wanted | None = None) -> Iterator[Run]:
     """States near the start first, and of several edges the one that leads least deep: so runs become long, and few."""
     left = {state: [edge for edge in edges if wanted is None or wanted(edge)] for state, edges in graph.edges.items()}
     depth = {graph.initial: 0}
@@ -214,36 +267,48 @@ def _nearest(graph: Graph, left: dict[int, list[Edge]], start: int, depth: dict[
 
 
 def replay_cover(
-    system: Hardened, target: Target, graph: Graph, runs: Sequence[Run], on_run: Callable[[int], None] | None = None
+    system: Hardened,
+    target: Target,
+    graph: Graph,
+    runs: Sequence[Run],
+    on_run: Callable[[int], None] | None = None,
+    wanted: Wanted | None = None,
 ) -> Coverage:
-    """Replay the runs; raises Mismatch."""
+    """Replay the runs; `on_run` is told the number of each when it is done. Ctrl-C ends it with what was replayed. Raises Mismatch."""
     started = perf_counter()
-    unpack = graph.packed.unpack
-    taken: set[tuple[int, Action]] = set()
-    steps = 0
+    unpack = lru_cache(maxsize=1 << 17)(graph.packed.unpack)  # the same objects again, whose translations are known
+    taken: dict[int, Edge] = {}
+    done = steps = 0
     times = array("d")
-    for number, run in enumerate(runs):
-        lockstep = Lockstep(system, target)
-        try:
-            before: State = unpack(graph.initial)
-            for edge in run:
-                after = unpack(edge.target)
-                began = perf_counter()
-                lockstep.step(before, edge.action, after)
-                times.append(perf_counter() - began)
-                before = after
-        finally:
-            lockstep.close()
-        steps += lockstep.steps
-        taken.update((edge.source, edge.action) for edge in run)
-        if on_run is not None:
-            on_run(number)
-    there = Counter(edge.action.name for edge in graph.all_edges())
-    by_action = Counter(action.name for _, action in taken)
-    return Coverage(by_action, there, len(runs), steps, perf_counter() - started, median(times))
+    interrupted = False
+    try:
+        for number, run in enumerate(runs):
+            lockstep = Lockstep(system, target)
+            try:
+                before: State = unpack(graph.initial)
+                for edge in run:
+                    after = unpack(edge.target)
+                    began = perf_counter()
+                    lockstep.step(before, edge.action, after)
+                    times.append(perf_counter() - began)
+                    before = after
+            finally:
+                lockstep.close()
+            steps += lockstep.steps
+            taken.update((id(edge), edge) for edge in run)  # each is one object of the graph
+            done += 1
+            if on_run is not None:
+                on_run(number)
+    except KeyboardInterrupt:
+        interrupted = True
+    there = Counter(edge.action.name for edge in graph.all_edges() if wanted is None or wanted(edge))
+    by_action = Counter(edge.action.name for edge in taken.values() if wanted is None or wanted(edge))
+    return Coverage(by_action, there, done, steps, perf_counter() - started, median(times) if times else 0.0, interrupted)
 
 
 def sample(runs: Sequence[Run], share: float, seed: int = 0) -> list[Run]:
     """A fixed part of the runs: the same for the same seed."""
+    if not runs:
+        return []
     chosen = random.Random(seed).sample(range(len(runs)), max(1, round(share * len(runs))))
     return [runs[index] for index in sorted(chosen)]

@@ -161,6 +161,7 @@ class Replica:
         )
 
 
+@translation.by_identity
 @lru_cache(maxsize=1 << 15)
 def model_view(p: Process) -> View:
     return View(
@@ -274,7 +275,7 @@ class Lockstep:
         if replica.generator is None:
             flag: Flag = "o" if action.name == "arrive" else action.op[2].flag
             replica.advance(flag)
-        wanted = translation.operation(action.name, action.op)
+        wanted = translation.issued(action)
         if process.at != "done" and replica.operation != wanted:
             return [Difference("the operation", wanted, replica.operation)]
         replica.join_timeout = process.join_timeout

@@ -4,8 +4,9 @@ The model's nonces and generations are small integers; here each gets a fixed te
 no memory and gives the same text in every run.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 from coxless import keys
 from coxless.protocol import Operation
@@ -17,6 +18,28 @@ from coxless_model.store import MISSING, PROBE, THERE, Store
 
 Contents = dict[str, str]
 """What the store holds, heartbeats apart."""
+
+
+Given = TypeVar("Given")
+Translated = TypeVar("Translated")
+KNOWN = 1 << 17
+
+
+def by_identity(translate: Callable[[Given], Translated]) -> Callable[[Given], Translated]:
+    """Remember the translation of each object. Values of the model never change, but have no hash of their own: to look one up by
+    its value goes through all that is in it, which costs more than the rest of a replay's step."""
+    known: dict[int, tuple[Given, Translated]] = {}
+
+    def remembered(given: Given) -> Translated:
+        found = known.get(id(given))
+        if found is None:
+            if len(known) >= KNOWN:
+                known.clear()
+            # The object is kept, so nothing else can come to have its id.
+            found = known[id(given)] = given, translate(given)
+        return found[1]
+
+    return remembered
 
 
 def number_text(number: int) -> str:
@@ -68,11 +91,13 @@ def text(kind: str, value: Any) -> str:
     return str(value)  # a count, an incarnation, full, a heartbeat's last word
 
 
+@lru_cache(maxsize=1 << 12)
 def settled(arrived: str) -> str:
     """Signatures in a fixed order, each once: every reader takes them as a set."""
     return "".join(sorted({f"{one}," for one in arrived.split(",") if one}))
 
 
+@by_identity
 @lru_cache(maxsize=1 << 15)
 def contents(store: Store) -> Contents:
     return {key(name): text(name[0], value) for name, value in store.entries}
@@ -85,6 +110,13 @@ def normal(found: dict[str, str]) -> Contents:
         for name, value in found.items()
         if not name.startswith("heartbeat_")
     }
+
+
+@by_identity
+def issued(action: Action) -> Operation:
+    """The operation of an action that has one, as the implementation issues it."""
+    assert action.op is not None
+    return operation(action.name, action.op)
 
 
 @lru_cache(maxsize=1 << 15)
@@ -115,6 +147,7 @@ def operation(step: str, op: tuple[Any, ...]) -> Operation:
     raise ValueError(f"the model's operation {name!r} is not in the table")
 
 
+@by_identity
 def reply(action: Action) -> object:
     """What the implementation is told when the model is told `action.result`."""
     assert action.op is not None
