@@ -161,6 +161,7 @@ import os, signal, sys, threading
 from datetime import timedelta
 import coxless
 rank = int(sys.argv[2])
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
 with coxless.join(sys.argv[1], rank=rank, world_size=2, timeout=timedelta(seconds=60), patience=timedelta(seconds=0.5)) as crew:
     crew.advance()
     crew.advance()

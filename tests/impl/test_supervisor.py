@@ -255,21 +255,21 @@ def test_marks_survive_a_restart_of_the_store() -> None:
 
 def test_a_token_cut_short_is_not_marked(server: StoreServer) -> None:
     watch = Watch()
-    code = "open(os.environ['COXLESS_MEMBER_FILE'], 'w').write('6.1-aa\\n6.2-b'); sys.exit(1)"
+    code = "open(os.environ['COXLESS_MEMBER_FILE'], 'w').write('0.61-aa\\n0.62-b'); sys.exit(1)"
     assert supervise(watch, code, server, ranks=1, restart=never).run() == 1
-    eventually(lambda: heartbeats(server, ["6.1-aa", "6.2-b"]) == [b"dead", b"?probe?"])
+    eventually(lambda: heartbeats(server, ["0.61-aa", "0.62-b"]) == [b"dead", b"?probe?"])
 
 
 def test_a_rank_that_ends_well_without_leaving_the_crew_is_marked_dead_and_one_that_left_is_not(server: StoreServer) -> None:
     watch = Watch()
-    connect(server.address).set("heartbeat_8.1-aa", "left")
-    code = "open(os.environ['COXLESS_MEMBER_FILE'], 'w').write('8.1-aa\\n8.2-bb\\n')"
+    connect(server.address).set("heartbeat_0.81-aa", "left")
+    code = "open(os.environ['COXLESS_MEMBER_FILE'], 'w').write('0.81-aa\\n0.82-bb\\n')"
     assert supervise(watch, code, server, ranks=1).run() == 0
-    eventually(lambda: heartbeats(server, ["8.2-bb"]) == [b"dead"])
-    assert heartbeats(server, ["8.1-aa"]) == [b"left"]
+    eventually(lambda: heartbeats(server, ["0.82-bb"]) == [b"dead"])
+    assert heartbeats(server, ["0.81-aa"]) == [b"left"]
     assert [event.detail for event in watch.events if event.kind is Kind.MARKED_DEAD] in (
         [],
-        ["8.2-bb"],
+        ["0.82-bb"],
     )  # the run may be over before
 
 

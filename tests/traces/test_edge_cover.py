@@ -41,6 +41,7 @@ def test_the_wanted_transitions_alone():
     assert sum(map(len, runs)) < 30 * len(wanted)
 
 
+@pytest.mark.timeout(900)  # minutes on a busy machine
 def test_all_transitions_with_a_crash_a_restart_and_a_wrong_suspicion_on_a_dict():
     system = hardened(2, 2, crashes=1, restarts=1, suspicions=1)
     graph = state_graph(system)
