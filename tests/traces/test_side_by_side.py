@@ -16,7 +16,18 @@ from coxless_traces.replay import Lockstep, Mismatch
 from coxless_traces.targets import Memory, target
 from coxless_traces.walks import replayable
 
-SYSTEM = hardened(2, 2, crashes=1, restarts=1, suspicions=1, failed_votes=1, lost_replies=1, join_timeouts=1)
+SYSTEM = hardened(
+    2,
+    2,
+    crashes=1,
+    restarts=1,
+    suspicions=1,
+    failed_votes=1,
+    lost_replies=1,
+    join_timeouts=1,
+    second_processes=1,
+    store_losses=1,
+)
 EXAMPLES = int(os.environ.get("COXLESS_EXAMPLES", "25"))
 
 
@@ -44,7 +55,7 @@ def drive(store, choices, path=None) -> int:
     return lockstep.steps
 
 
-schedules = st.lists(st.integers(0, 11), min_size=20, max_size=90)
+schedules = st.lists(st.integers(0, 15), min_size=20, max_size=90)
 
 
 def test_model_and_implementation_side_by_side(tmp_path_factory):
