@@ -108,16 +108,19 @@ def refuse_unfit(store: Store, *, timeout: timedelta = CONNECT_TIMEOUT) -> None:
         _within(deadline, timeout, lambda: _refuse_legacy_server(fresh_client(base)), address_of(base))
 
 
-def _refuse_legacy_server(client: TCPStore) -> None:
+def _refuse_legacy_server(client: TCPStore) -> TCPStore:
     """`libuvBackend` is only what the client was told. A client cannot ask which server it talks to, but only the libuv one knows queues;
-    the other hangs up, and the client is lost. (Older torch has no queues: then trust the client.)"""
+    the other hangs up, and the client is lost. (Older torch has no queues: then trust the client.) So does a connection that is cut,
+    and the question is put once more. Returns the client that was answered."""
     if not hasattr(client, "queue_len"):
-        return
-    try:
-        client.queue_len("coxless")
-    except RuntimeError:
-        fresh_client(client)  # raises where the server has died; if it lives, what failed was the question
-        raise UnfitStoreError(_legacy(client)) from None
+        return client
+    for _ in range(2):
+        try:
+            client.queue_len("coxless")
+            return client
+        except RuntimeError:
+            client = fresh_client(client)  # raises where the server has died; if it lives, what failed was the question
+    raise UnfitStoreError(_legacy(client))
 
 
 def _legacy(store: TCPStore) -> str:
@@ -182,9 +185,7 @@ def _wait_for_listener(host: str, port: int, deadline: float, timeout: timedelta
 
 def _fit_client(host: str, port: int, timeout: timedelta) -> TCPStore:
     limit = max(timedelta(seconds=1), timeout)  # also of what is waited for with this client
-    client = TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit, use_libuv=True)
-    _refuse_legacy_server(client)
-    return client
+    return _refuse_legacy_server(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit, use_libuv=True))
 
 
 def _within(deadline: float, timeout: timedelta, action: Callable[[], T], address: str) -> T:
