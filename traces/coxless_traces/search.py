@@ -11,6 +11,7 @@ from itertools import islice
 from typing import Any
 
 from coxless_model.environment import Budgets, Hardened, outcomes, with_another, with_process, with_pulse
+from coxless_model.hardened import slow
 from coxless_model.machine import Action, State, describe
 from coxless_model.process import RUN_OVER, Process, Setting, start
 from coxless_model.records import Member
@@ -252,8 +253,17 @@ class Search:
                 elif item.result is not None:
                     at_once = moved(done, thread, item, self.threads)  # let through at once
                     yield self.noted(at_once, index, rank, p)._replace(taken=done.taken)
+                else:
+                    yield self.too_late(done, thread, item, rank, place)
             elif action.result == item.result:
                 yield self.noted(done, index, rank, p)
+
+    def too_late(self, node: Node, thread: int, item: Item, rank: int, place: int) -> Node:
+        """The last to come, whose reply came when its patience had run out. Beyond the model, in which the last one is let through at once: it is
+        counted, and knows no more than any other whose patience ran out. (Seen where a proxy holds replies up.)"""
+        p: Process = node.state.ranks[rank].processes[place]
+        late = slow(self.system.setting, p._replace(full=False))
+        return with_p(moved(node, thread, item, self.threads), rank, place, late)
 
     def noticed(self, node: Node, index: int, rank: int, before: Process) -> Iterator[Node]:
         """What has no reply was said to have broken: the model notices that at the next operation with a reply, which nobody made."""

@@ -1,0 +1,43 @@
+"""The last to come to a barrier is let through at once in the model; in truth its reply may come when its patience has run out."""
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from coxless import keys
+from coxless.server import start_server
+from coxless_traces.validation import validate
+
+from ..impl.crews import crew_of, in_threads
+
+
+def test_the_last_to_come_whose_reply_is_late_is_admitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It closes the barrier for the others, does not know of it, and goes the slow path."""
+    monkeypatch.setenv("COXLESS_TRACE", str(tmp_path))
+    late = []
+
+    def body(rank: int) -> None:
+        with crew_of(server.address, rank, 2, patience=timedelta(seconds=0.5)) as crew:
+            crew.advance()
+            connection = crew._driver.connection
+            both = connection.barrier_then_compare_set
+
+            def held_up(key: str, size: int, patience: timedelta, *rest: Any) -> Any:
+                if rank == 1 and key == keys.count(2):
+                    while connection.peek(key) != "1":
+                        pass
+                    late.append(connection.barrier(key, size, timedelta(seconds=30)))
+                    return (False,)
+                return both(key, size, patience, *rest)
+
+            connection.barrier_then_compare_set = held_up  # type: ignore[method-assign]
+            for _ in range(4):
+                crew.advance()
+
+    with start_server() as server:
+        in_threads(2, body)
+    assert late == [True]
+    verdict = validate(tmp_path)
+    assert verdict.holds, verdict
