@@ -70,8 +70,8 @@ def test_what_a_partial_replay_left_out_is_replayed_by_the_next(tmp_path):
         gzip.compress(b"", mtime=0),
         gzip.compress(b"\xff\xfe", mtime=0),
         gzip.compress(b"something else\n", mtime=0),
-        gzip.compress(f"{transitions.TITLE}\nnot a digest\n".encode()),
-        gzip.compress(f"{transitions.TITLE}\n{'0' * 16}\n".encode())[:-6],
+        gzip.compress(f"{transitions.TITLE}\nnot a digest\n".encode(), mtime=0),
+        gzip.compress(f"{transitions.TITLE}\n{'0' * 16}\n".encode(), mtime=0)[:-6],
     ],
 )
 def test_a_file_that_is_none_of_transitions_is_one_sentence(tmp_path, content):
