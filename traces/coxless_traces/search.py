@@ -111,6 +111,7 @@ class Search:
     # --- what may come next
 
     def options(self, node: Node) -> Iterator[Node]:
+        node = node._replace(taken=())
         first = second = FOREVER + 1  # the two earliest ends, so that each item is compared with those of the others
         waiting: list[tuple[int, Item]] = []
         for thread, at in node.cursors:
