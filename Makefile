@@ -3,7 +3,7 @@
 # Both make .venv themselves; a second run starts at once. Besides:
 # make verify       the model at its large bounds, every transition on a real store (an hour or less)
 # make soak         a training run whose ranks, store and connections are killed, stopped and cut: MINUTES=30 SEED=7
-# make bench        one advance, the recovery from a crash and the start, measured beside others
+# make bench        one advance (recorded, too), the recovery from a crash and the start, measured beside others
 # make bench-model  the checker, the simulation and the validation of recordings, measured
 
 PYTHON ?= python3
@@ -40,6 +40,7 @@ soak: $(STAMP)
 
 bench: $(STAMP)
 	$(BIN)/python -m bench.advance
+	$(BIN)/python -m bench.recording
 	$(BIN)/python -m bench.recovery
 	$(BIN)/python -m bench.startup
 
