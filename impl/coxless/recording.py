@@ -64,7 +64,6 @@ class Recorder:
             if self._left <= 0:
                 self._end("its limit is reached")
                 return
-            self._lines += 1
             try:
                 written = os.write(self._descriptor, line)
             except OSError as error:  # a full disk must not stop the training
@@ -73,6 +72,7 @@ class Recorder:
             if written < len(line):
                 self._end("the disk is full")
                 return
+            self._lines += 1
             self._last = len(line)
             self._size += len(line)
 

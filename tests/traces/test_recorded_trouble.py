@@ -1,0 +1,201 @@
+"""Recordings of what goes wrong around a crew: broken connections, a lost store, a second process, no room for the recording."""
+
+import json
+import os
+import threading
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import coxless
+from coxless import Crew
+from coxless.recording import Recorder
+from coxless.server import StoreServer, start_server
+from coxless_traces import search
+from coxless_traces.recorded import read_recordings
+from coxless_traces.validate_command import validate as command
+from coxless_traces.validation import validate
+
+from ..impl.crews import crew_of, in_threads
+
+Line = dict[str, Any]
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where everything is recorded."""
+    monkeypatch.setenv("COXLESS_TRACE", str(tmp_path / "recorded"))
+    return tmp_path / "recorded"
+
+
+def run(server: StoreServer, iterations: int, each: Callable[[Crew, int], None] = lambda crew, number: None) -> None:
+    """Two ranks, in threads."""
+
+    def body(rank: int) -> None:
+        with crew_of(server.address, rank, 2, patience=timedelta(seconds=0.2)) as crew:
+            for iteration in crew.iterations(until=iterations):
+                each(crew, iteration.number)
+
+    in_threads(2, body)
+
+
+def lines_of(folder: Path, kind: str) -> list[Line]:
+    lines = [json.loads(line) for path in folder.glob("rank*.jsonl") for line in path.read_text().splitlines()]
+    return [line for line in lines if line["t"] == kind]
+
+
+def rewrite(folder: Path, change: Callable[[list[Line]], list[Line]]) -> None:
+    """Each recording changed, its lines counted anew."""
+    for path in folder.glob("rank*.jsonl"):
+        lines = change([json.loads(line) for line in path.read_text().splitlines()])
+        path.write_text("".join(json.dumps({**line, "n": n}) + "\n" for n, line in enumerate(lines)))
+
+
+def decision_doubled(lines: list[Line]) -> list[Line]:
+    at = next(at for at, line in enumerate(lines) if line["t"] == "decision")
+    return [*lines[:at], lines[at], *lines[at:]]
+
+
+def test_deletions_that_a_broken_connection_forgets_are_recorded(folder: Path) -> None:
+    def each(crew: Crew, number: int) -> None:
+        if number == 4:
+            crew._housekeeper._connection.shut_down()
+
+    with start_server() as server:
+        run(server, 12, each)
+    assert validate(folder).word == "admitted"
+    forgotten = lines_of(folder, "forgot")
+    assert forgotten
+    assert all(
+        key.startswith("global_iteration_barrier:") or key.startswith("members") for line in forgotten for key in line["a"]
+    )
+
+
+def test_cut_connections_are_admitted(folder: Path) -> None:
+    def each(crew: Crew, number: int) -> None:
+        if number % 5 == crew.rank:
+            crew._driver.connection.shut_down()
+
+    with start_server() as server:
+        run(server, 20, each)
+    assert lines_of(folder, "broken")
+    assert validate(folder).word == "admitted"
+
+
+def test_a_broken_operation_that_is_not_told_is_missed(folder: Path) -> None:
+    """A process that looks at the register again without having lost its connection does what the model never does."""
+
+    def each(crew: Crew, number: int) -> None:
+        if number == 5 and crew.rank == 0:
+            crew._driver.connection.shut_down()
+
+    with start_server() as server:
+        run(server, 8, each)
+    assert validate(folder).word == "admitted"
+    rewrite(folder, lambda lines: [line for line in lines if line["t"] != "broken"])
+    assert validate(folder).word == "rejected"
+
+
+def test_a_store_that_comes_back_empty_is_admitted(folder: Path) -> None:
+    """No supervisor saw the loss: it is inferred."""
+    met = threading.Barrier(2)
+
+    with start_server() as server:
+
+        def each(crew: Crew, number: int) -> None:
+            if number == 5:
+                met.wait(60)
+                if crew.rank == 0:
+                    server.kill()
+                    server.start()
+                met.wait(60)
+
+        run(server, 10, each)
+    verdict = validate(folder)
+    assert verdict.word == "admitted", verdict
+    assert not verdict.void, "one of them put the record back"
+
+
+def test_a_superseded_process_is_admitted_to_its_end(folder: Path) -> None:
+    with start_server() as server:
+        first = crew_of(server.address, 0, 1)
+        first.advance()
+        first.advance()
+        second = crew_of(server.address, 0, 1)
+        second.advance()
+        with pytest.raises(coxless.SupersededError):
+            first.advance()
+        second.leave()
+        first.leave()
+    assert [line["what"] for line in lines_of(folder, "end")] == ["SupersededError"]
+    assert validate(folder).word == "admitted"
+    rewrite(folder, lambda lines: [line for line in lines if line["t"] != "end" or line["what"] != "SupersededError"])
+    assert validate(folder).word == "admitted", "it might have been killed there"
+
+
+def test_a_file_at_its_limit_leaves_the_rest_undetermined(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COXLESS_TRACE_LIMIT", "9000")
+    with start_server() as server:
+        run(server, 40)
+    assert all(path.stat().st_size <= 9000 + 100 for path in folder.iterdir())
+    assert len(lines_of(folder, "full")) == 2
+    result = CliRunner().invoke(command, [str(folder)])
+    assert result.exit_code == 3, result.output
+    assert "nothing more of it was recorded (COXLESS_TRACE_LIMIT)" in result.output
+    assert result.output.endswith("verdict: undetermined\n")
+    rewrite(folder, decision_doubled)
+    assert validate(folder).word == "rejected", "what was recorded before is judged all the same"
+
+
+def test_a_full_disk_ends_the_recording_and_not_the_training(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """/dev/full takes no byte: there is no room for a line that says so either."""
+    real = os.open
+    monkeypatch.setattr(
+        "coxless.recording.os.open", lambda path, *rest: real("/dev/full" if "rank1" in str(path) else path, *rest)
+    )
+    with start_server() as server:
+        run(server, 6)
+    monkeypatch.undo()
+    assert "nothing more is recorded" in caplog.text
+    assert "No space left on device" in caplog.text
+    assert [one.rank for one in read_recordings(folder)[0]] == [0]
+    assert validate(folder).word == "rejected", "what rank 1 did is nowhere"
+
+
+def test_a_disk_that_takes_half_a_line_leaves_no_half_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The line that says so takes its place."""
+    recorder = Recorder(tmp_path, "rank0")
+    recorder.write("op", what="whole")
+    real = os.write
+    room = [10]
+
+    def write(descriptor: int, data: bytes) -> int:
+        return real(descriptor, data[: room.pop()] if room else data)
+
+    monkeypatch.setattr("coxless.recording.os.write", write)
+    recorder.write("op", what="half")
+    recorder.write("op", what="never")
+    told = [json.loads(line) for line in recorder.path.read_text().splitlines()]
+    assert [(line["n"], line["t"]) for line in told] == [(0, "op"), (1, "full")]
+
+
+def test_a_search_that_gives_up_is_no_verdict(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rejected with all its patience, the same recording is undetermined with none: nothing is claimed either way."""
+    with start_server() as server:
+        run(server, 8)
+
+    rewrite(folder, decision_doubled)
+    assert validate(folder).word == "rejected"
+    monkeypatch.setattr(search, "PATIENCE", -(1 << 30))
+    verdict = validate(folder)
+    assert (verdict.word, verdict.code, verdict.holds) == ("undetermined", 3, False)
+    result = CliRunner().invoke(command, [str(folder)])
+    assert result.exit_code == 3
+    assert "the search gave up after 1 steps back, so nothing is claimed" in result.output
+    assert result.output.endswith("verdict: undetermined\n")
