@@ -12,10 +12,13 @@ from click.testing import CliRunner
 import coxless
 from coxless.server import start_server
 from coxless_model import itf
-from coxless_traces.mutation import MUTATIONS, decision_doubled, dropped, mutate
+from coxless_traces.mutation import MUTATIONS, mutate
 from coxless_traces.recorded import FOREVER, read_recordings
+from coxless_traces.teeth import bites, table
 from coxless_traces.validate_command import validate as command
 from coxless_traces.validation import validate
+
+from ..impl.crews import crew_of, in_threads
 
 RANKS, ITERATIONS = 3, 40
 
@@ -80,27 +83,51 @@ def test_a_missing_line_is_told(recorded, tmp_path):
     assert any("line 9 is missing" in flaw.what for flaw in verdict.flaws)
 
 
-def test_changed_recordings_are_rejected(recorded, tmp_path):
-    """Each seed changes one line. What may be admitted rightly: a dropped or swapped `await_full` that found nothing, a suspicion
-    that says otherwise: the model admits them at any time."""
-    survivors, tried = [], 0
-    for mutation in MUTATIONS:
-        for seed in range(15):
-            folder = tmp_path / f"{mutation.__name__}{seed}"
-            changed = mutate(recorded, folder, mutation, seed)
-            tried += 1
-            if validate(folder).holds:
-                survivors.append((mutation.__name__, seed, changed))
-    assert len(survivors) <= 0.05 * tried, survivors
-    assert dropped in MUTATIONS
-
-
 def test_the_explained_prefix_of_a_rejected_recording_is_a_trace(recorded, tmp_path):
     folder = tmp_path / "changed"
-    mutate(recorded, folder, decision_doubled, 1)
+    (doubled,) = (mutation for mutation in MUTATIONS if mutation.name == "a decision doubled")
+    assert mutate(recorded, folder, doubled, 1) is not None
     result = CliRunner().invoke(command, [str(folder), "--prefix", str(tmp_path / "prefix.itf.json")])
     assert result.exit_code == 1, result.output
     assert "the model could have gone on with" in result.output
     assert str(tmp_path / "prefix.itf.json") in result.output
     trace = itf.read(tmp_path / "prefix.itf.json")
     assert len(trace.states) == len(trace.actions) + 1 > 1
+
+
+@pytest.fixture(scope="module")
+def healthy(tmp_path_factory) -> Path:
+    """Two ranks to which nothing happens: most of their lines are fast ones."""
+    folder: Path = tmp_path_factory.mktemp("healthy")
+    with pytest.MonkeyPatch.context() as patch, start_server() as server:
+        patch.setenv("COXLESS_TRACE", str(folder))
+
+        def body(rank: int) -> None:
+            with crew_of(server.address, rank, 2) as crew:
+                for iteration in crew.iterations(until=30):
+                    if iteration.number == 20:
+                        crew.vote(False)
+
+        in_threads(2, body)
+    return folder
+
+
+@pytest.mark.parametrize(("which", "each"), [("healthy", 12), ("recorded", 9)])
+def test_changed_recordings_are_rejected(request: pytest.FixtureRequest, which: str, each: int) -> None:
+    """And those few that are admitted do something that the model may do: there is a reason for each. (Seen: none of 160, one of 240.)"""
+    found = list(bites(request.getfixturevalue(which), each))
+    told = table(found)
+    assert {bite.mutation for bite in found} >= {*MUTATIONS} - {one for one in MUTATIONS if "fast" in one.name}, told
+    assert "fast" in " ".join(bite.mutation.name for bite in found) or which != "healthy", told
+    assert all(bite.why for bite in found if bite.word == "admitted"), told
+    assert sum(bite.word == "rejected" for bite in found) >= 0.95 * len(found), told
+
+
+def test_teeth_are_shown_of_an_admitted_recording_only(healthy: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(command, [str(healthy), "--teeth", "1"])
+    assert result.exit_code == 0, result.output
+    assert "| a vote changed | 1 |" in result.output
+    assert "| all | 8 |" in result.output
+    result = CliRunner().invoke(command, [str(tmp_path), "--teeth", "1"])
+    assert result.exit_code == 2
+    assert "--teeth needs a recording that is admitted; this one is rejected" in result.output

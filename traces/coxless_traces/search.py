@@ -174,11 +174,11 @@ class Search:
             case "decision":
                 record, members, me = item.result
                 agreed = p.at in ("arrive", "done") and p.record is not None and p.record.same(record) and p.me == me
-                agreed = agreed and members in (None, p.members) and index in node.fresh
+                agreed = agreed and members in (None, p.members) and index in node.fresh and index not in node.gone
                 return after._replace(fresh=node.fresh - {index}) if agreed else None
             case "vote":
                 k, flag = item.result
-                if p.at != "arrive" or p.k != k or index in node.fresh:
+                if p.at != "arrive" or p.k != k or index in node.fresh or index in node.gone:
                     return None
                 after = after._replace(voted=after.voted | {(index, flag)})
                 # Beyond the model, which knows a failed step no closer: a rank may have lost the state in it, or have received it before it

@@ -12,6 +12,7 @@ import click
 
 from coxless_model import itf
 
+from .teeth import bites, table
 from .validation import Verdict
 from .validation import prefix as explained_prefix
 from .validation import validate as validate_folder
@@ -25,11 +26,24 @@ from .validation import validate as validate_folder
     help="Where the longest explained prefix of a rejected recording is written, as a trace; else FOLDER/prefix.itf.json.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option(
+    "--teeth", type=click.IntRange(min=1), metavar="N", help="Change the recording in each of many ways N times: is it rejected?"
+)
 @click.pass_context
-def validate(context: click.Context, folder: Path, prefix: Path | None, as_json: bool) -> None:
+def validate(context: click.Context, folder: Path, prefix: Path | None, as_json: bool, teeth: int | None) -> None:
     """Say whether the model could have done what a run recorded (COXLESS_TRACE=FOLDER)."""
+    if teeth is not None and (prefix is not None or as_json):
+        raise click.UsageError("--teeth goes with neither --prefix nor --json")
     began = time.perf_counter()
     verdict = validate_folder(folder)
+    if teeth is not None:
+        if not verdict.holds:
+            raise click.UsageError(
+                f"--teeth needs a recording that is admitted; this one is {verdict.word}: ask without --teeth why"
+            )
+        found = list(bites(folder, teeth))
+        click.echo(table(found))
+        context.exit(int(any(bite.word == "admitted" and not bite.why for bite in found)))
     seconds = time.perf_counter() - began
     written = ""
     trace = explained_prefix(verdict, f"the explained prefix of {folder.name}")
