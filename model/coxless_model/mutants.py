@@ -167,6 +167,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "S3", 2, 3, {},
     ),
     Mutant(
+        "peek",
+        "look at the count by compare_set after the connection broke",
+        "TCPStore lets through whoever waits there: an update counts that the rank which looked never made.",
+        "S8", 2, 2, {"failed_votes": 1, "lost_replies": 1},
+    ),
+    Mutant(
         "timeout_decides_nothing",
         "swallow the timeout of the barrier and return the old iteration",
         "A rank trains its batch again and arrives twice; the others' gradients are missed.",

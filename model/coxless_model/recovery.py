@@ -14,7 +14,16 @@ def reconnected(setting: Setting, p: Process, instance: int) -> Process:
     q = p._replace(conn=instance, queue=())
     if p.at in ("arrive", "count_in", "await_barrier") and not setting.guards("add_once"):
         return q._replace(at="count_in")
+    if q.member and not setting.guards("peek"):
+        return recover(setting, q)._replace(at="look_at_count")
     return q if p.record is None else recover(setting, q)
+
+
+def look_at_count(setting: Setting, rank: int, p: Process) -> Moves:
+    """22. Is the count no number? Then it was the server that hung up. It is asked in a way that changes nothing, so the protocol has no
+    such step; only a mutant asks by compare_set."""
+    looking = ("compare_set", count_key(setting, p.k), PROBE, PROBE)
+    yield Move("look_at_count", looking, constantly(recover(setting, p)))
 
 
 def look_at_register(setting: Setting, rank: int, p: Process) -> Moves:

@@ -24,7 +24,7 @@ from .hardened import (
     write_members,
 )
 from .process import Moves, Process, Setting
-from .recovery import finished, look_at_register, restore_members, restore_register
+from .recovery import finished, look_at_count, look_at_register, restore_members, restore_register
 
 STEPS: dict[str, Callable[[Setting, int, Process], Moves]] = {
     "take_incarnation": take_incarnation,
@@ -45,6 +45,7 @@ STEPS: dict[str, Callable[[Setting, int, Process], Moves]] = {
     "write_members": write_members,
     "propose_new_epoch": propose_new_epoch,
     "wake": wake,
+    "look_at_count": look_at_count,
     "recover": look_at_register,
     "restore_members": restore_members,
     "restore_register": restore_register,

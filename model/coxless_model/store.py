@@ -10,6 +10,9 @@ read; `key_text` gives the key as it is written in the real store. What TCPStore
 - `barrier(key, n)` is one command of TCPStore, told here in two steps, since others go on meanwhile: `barrier` counts the caller in
   and answers "there" if n have been counted, and None (the caller is blocked) otherwise; `barrier_reply` is the end of the blocked
   call. It is for one use only, and whoever was counted stays counted, dead or not.
+- Any `compare_set` of the key of a barrier, whatever it compares, lets through whoever is blocked there. (In the store each of those
+  gets its reply at once, and who comes later is blocked again. Here who comes later is let through too, which is more than can
+  happen where more than two are counted; the count is kept as a negative number from then on.) No step of the protocol does that.
 - `wait` answers "there" for a present key and cannot answer for a missing one (None here: the caller goes on waiting).
 
 One abstraction: what is appended is kept as a sorted tuple without repetitions, since every reader takes it as a set.
@@ -86,6 +89,8 @@ def _append(store: Store, key: Key, value: Value) -> tuple[Store, Value]:
 
 def _compare_set(store: Store, key: Key, expected: Value, desired: Value) -> tuple[Store, Value]:
     found = store.get(key)
+    if key[0] == "count" and found is not None:
+        return store.put(key, -abs(found)), abs(found)
     if found is None:
         return (store.put(key, desired), desired) if expected == MISSING else (store, expected)
     return (store.put(key, desired), desired) if found == expected else (store, found)
@@ -100,12 +105,14 @@ def _wait(store: Store, key: Key) -> tuple[Store, Value]:
 
 
 def _barrier(store: Store, key: Key, size: int) -> tuple[Store, Value]:
-    count = store.get(key, 0) + 1
-    return store.put(key, count), THERE if count >= size else None
+    found = store.get(key, 0)
+    count = abs(found) + 1
+    return store.put(key, -count if found < 0 else count), THERE if count >= size else None
 
 
 def _barrier_reply(store: Store, key: Key, size: int) -> tuple[Store, Value]:
-    return store, THERE if store.get(key, 0) >= size else None
+    count = store.get(key, 0)
+    return store, THERE if count < 0 or count >= size else None
 
 
 def _delete_key(store: Store, key: Key) -> tuple[Store, Value]:

@@ -5,6 +5,7 @@ import pytest
 from coxless_model.store import EMPTY, MISSING, PROBE, REGISTER, THERE, execute, key_text, lost
 
 FULL = ("full", 7)
+COUNT = ("count", 7)
 
 
 def after(*operations):
@@ -56,6 +57,19 @@ def test_wait_answers_only_when_the_key_is_there():
 
 def test_add_counts_from_nothing():
     assert after(("add", FULL, 1), ("add", FULL, 2))[1] == 3
+
+
+def test_any_compare_set_of_a_barriers_key_lets_through_whoever_waits_there():
+    waiting = [("barrier", COUNT, 2)]
+    assert after(*waiting, ("barrier_reply", COUNT, 2))[1] is None
+    store, told = after(*waiting, ("compare_set", COUNT, PROBE, PROBE))
+    assert told == 1
+    assert execute(store, ("barrier_reply", COUNT, 2))[1] == THERE
+    _, last = execute(store, ("barrier", COUNT, 2))
+    assert last == THERE, "whoever comes is counted as before"
+    _, another = execute(store, ("barrier", COUNT, 3))
+    assert another is None
+    assert after(("compare_set", COUNT, PROBE, PROBE), ("barrier", COUNT, 2))[1] is None, "nobody waited"
 
 
 def test_delete_key_says_whether_there_was_one():

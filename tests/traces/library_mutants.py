@@ -113,6 +113,16 @@ MUTANTS = (
         (barrier, "keys.count(k)", "keys.count(0)"),
         (state, "keys.barrier(before.iteration - 1)", "(keys.count(0), *keys.barrier(before.iteration - 1)[1:])"),
     ),
+    mutant(
+        "peek",
+        (
+            recovery,
+            '    text = yield Read("read_register", keys.REGISTER)\n    while True:',
+            "    if state.is_member:\n"
+            '        yield CompareSet("look_at_count", keys.count(state.record.iteration), keys.PROBE, keys.PROBE)\n'
+            '    text = yield Read("read_register", keys.REGISTER)\n    while True:',
+        ),
+    ),
     mutant("timeout_decides_nothing", (barrier, NOT_COUNTED, "return Phase.PROPOSE_SAME_EPOCH if state.full else Phase.DECIDED")),
     # --- Attention ---
     mutant("joiner_attention", (joining, "    if not state.record.attention:", "    if False:")),

@@ -60,6 +60,12 @@ STEPS = (
     Row("wake", "set(full, 1)", "protocol._run"),
     Row("restore_members", "set(members:{epoch}, L)", "recovery.recover"),
     Row("restore_register", "compare_set(register, found, R)", "recovery.recover"),
+    Row(
+        "look_at_count",
+        "compare_set(count, ?, ?)",
+        "Driver._refuse_foreign_count",
+        "only a mutant's: the driver looks with check and get, which change nothing, after each reconnection",
+    ),
     Row("clean_up", "delete_key(key)", "RankState.deletions", "the driver does it beside the protocol, on another connection"),
 )
 

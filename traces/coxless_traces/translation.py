@@ -86,9 +86,13 @@ def text(kind: str, value: Any) -> str:
         return str(record(value))
     if kind == "members":
         return encode_members(listed(value))
+    if value == PROBE:
+        return keys.PROBE
+    if kind == "count":
+        return str(abs(value))  # below zero where the model notes that those who waited were let through
     if kind == "arrived":
         return settled("".join(str(Signature(member(one.member), one.flag)) for one in value))
-    return str(value)  # a count, an incarnation, full, a heartbeat's last word
+    return str(value)  # an incarnation, full, a heartbeat's last word
 
 
 @lru_cache(maxsize=1 << 12)
