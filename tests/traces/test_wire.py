@@ -7,9 +7,12 @@ import pytest
 from torch.distributed import DistNetworkError, DistStoreError
 
 import coxless
+from coxless import keys
 from coxless.connection import Connection
 from coxless.protocol.operations import ConnectionBroken
+from coxless.records import Member, Record, genesis
 from coxless.server import start_server
+from coxless_traces.names import name_of
 from coxless_traces.proxy import Point, Proxy
 from coxless_traces.wire import Requests, UnknownRequest
 
@@ -94,6 +97,45 @@ def test_a_wait_is_cut_while_it_waits(proxy):
     with pytest.raises(DistNetworkError):
         through.wait(["never"], timedelta(seconds=60))
     assert proxy.done() == "wait never: while it waits"
+
+
+def test_the_reply_to_a_wait_that_has_timed_out_is_that_to_its_end(proxy):
+    """Which is no point of its own; and a cut that would have to wait for it has not come."""
+    store = coxless.connect(proxy.addresses[0])
+    proxy.begin(Point(0, 0, "wait never #1", "reply lost"))
+    through = store.clone()
+    with pytest.raises(DistStoreError):
+        through.wait(["never"], SOON)
+    assert through.add("after", 0) == 0
+    assert proxy.done() is None
+    ways = {said.name: ways for said, ways in proxy.said()}
+    assert "reply lost" not in ways["wait never #1"]
+    assert "reply lost" in ways["cancel_wait #1"]
+
+
+def test_a_point_is_found_by_name_whatever_is_said_before_it(proxy):
+    store = coxless.connect(proxy.addresses[0])
+    proxy.begin(Point(0, 0, "add named #2", "request lost"))
+    through = store.clone()
+    for _ in range(3):
+        through.check(["other"])
+    assert through.add("named", 1) == 1
+    with pytest.raises(DistNetworkError):
+        through.add("named", 1)
+    assert proxy.done() == "add named: request lost"
+
+
+def test_names_are_the_same_in_every_run():
+    def named(*texts):
+        data = b"".join(len(text).to_bytes(8, "little") + text for text in map(str.encode, texts))
+        return name_of(Requests().feed(bytes([2 if len(texts) == 3 else 1]) + data)[0])
+
+    me = Member(1, 2, "5abfa61d")
+    before = genesis("0a1b2c3d")
+    after = Record("0a1b2c3d", 1, "1-6200d3ca8b4e", False, False, me)
+    assert named("/global_iteration_counter", str(before), str(after)) == "compare_set global_iteration_counter 0! 1"
+    assert named("/global_iteration_counter", "", str(before)) == "compare_set global_iteration_counter - 0!"
+    assert named("/" + keys.heartbeat(me), "7 1 3.5") == "set heartbeat_1.2-*"
 
 
 def test_all_or_some_open_connections_are_cut_on_command(server):

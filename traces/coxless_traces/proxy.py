@@ -17,10 +17,12 @@ import socket
 import struct
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from .names import name_of
 from .wire import Request, Requests
 
 CUTS = (
@@ -37,11 +39,12 @@ store has replied, the client does not see it. reset: the client is sent RST, no
 
 
 class Point(NamedTuple):
-    """Where to cut: at the request with this number (from 0 on) of this line of this door."""
+    """Where to cut: at this request of this line of this door."""
 
     door: int
     line: int
-    request: int
+    request: int | str
+    """Its number on the line, from 0 on; or its name as in `Said`, for runs of which each says more or less before it than another."""
     how: str
 
 
@@ -52,10 +55,12 @@ class Said(NamedTuple):
     line: int
     number: int
     request: str
+    name: str
+    """`names.name_of` it, and how often the line has said that before."""
 
 
 def ways_to_cut(request: Request) -> list[str]:
-    """Which of CUTS make a difference at this request."""
+    """Which of CUTS make a difference at this request. (The reply to a request that has timed out is that to its cancel_wait, see `said`.)"""
     ways = ["request lost", "request lost, reset", "half a request", "reply lost", "reply lost, reset"]
     if len(request.data) < 2:
         ways.remove("half a request")
@@ -106,7 +111,7 @@ class Proxy:
         return [(Said(*each), ways) for *each, ways in self._ask("said")]
 
     def done(self) -> str | None:
-        """The request at which the connection was cut; None when the point has not come yet."""
+        """The request at which the connection was cut; None when it was not: the point, or the reply that was to be lost, has not come."""
         answer: str | None = self._ask("done")
         return answer
 
@@ -150,9 +155,14 @@ class _Connection:
         self.hub, self.door, self.client, self.server = hub, door, client, server
         self.line: int | None = None
         self.requests = 0
+        self.names: Counter[str] = Counter()
+        self.last: list[Any] = []
+        """Of `said`, what this connection has said last."""
         self.parser = Requests()
         self.at_reply: str | None = None
         """How to cut when the next reply comes."""
+        self.cutting = ""
+        """What to call it."""
         self.round = hub.round
 
     async def run(self) -> None:
@@ -192,14 +202,21 @@ class _Connection:
             self.line = self.hub.next_line(self.door)
         assert self.line is not None
         number, self.requests = self.requests, self.requests + 1
+        name = name_of(request)
+        self.names[name] += 1
+        name = f"{name} #{self.names[name]}"
+        if request.name == "cancel_wait":  # the one reply to both is its own
+            self.at_reply = None
+            self.last[-1:] = [[way for way in self.last[-1] if not way.startswith("reply lost")]]
+        self.last = [self.door, self.line, number, str(request), name, ways_to_cut(request)]
         how = None
         if self.round == self.hub.round:
-            self.hub.said.append([self.door, self.line, number, str(request), ways_to_cut(request)])
+            self.hub.said.append(self.last)
             point = self.hub.point
-            if point is not None and point[:3] == (self.door, self.line, number):
+            if point is not None and point[:2] == (self.door, self.line) and point.request in (number, name):
                 # Not one of its ways where it is another request than in the run before.
                 how = point.how if point.how in ways_to_cut(request) else "request lost"
-                self.hub.point, self.hub.done = None, f"{request}: {how}"
+                self.hub.point, self.cutting = None, f"{request}: {how}"
         if delay := self.hub.delays[self.door]:
             await asyncio.sleep(delay)
         if how is None:
@@ -226,6 +243,7 @@ class _Connection:
             await loop.sock_sendall(self.client, data)
 
     def _end(self, how: str) -> None:
+        self.hub.done = self.cutting
         if how.endswith("reset"):
             self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         raise _Cut

@@ -41,9 +41,13 @@ class UnknownRequest(Exception):
 
 class Request(NamedTuple):
     name: str
-    key: str
-    """The first text in it; "" when it has none."""
+    texts: tuple[bytes, ...]
     data: bytes
+
+    @property
+    def key(self) -> str:
+        """The first text in it; "" when it has none."""
+        return self.texts[0].decode(errors="replace").removeprefix("/") if self.texts else ""
 
     @property
     def is_blocking(self) -> bool:
@@ -84,7 +88,7 @@ def _first(buffer: bytes) -> Request | None:
     if buffer[0] not in REQUESTS:
         raise UnknownRequest(f"no request begins with {buffer[0]}: {buffer[:40]!r}")
     name, parts = REQUESTS[buffer[0]]
-    position, key = 1, ""
+    position, found = 1, []
     for part in parts:
         if part in "48":
             position += int(part)
@@ -99,9 +103,8 @@ def _first(buffer: bytes) -> Request | None:
             if (length := _number(buffer, position)) is None:
                 return None
             position += 8 + length
-            if not key:
-                key = buffer[position - length : position].decode(errors="replace").removeprefix("/")
-    return Request(name, key, buffer[:position]) if len(buffer) >= position else None
+            found.append(buffer[position - length : position])
+    return Request(name, tuple(found), buffer[:position]) if len(buffer) >= position else None
 
 
 def _number(buffer: bytes, position: int) -> int | None:
