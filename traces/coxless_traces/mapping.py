@@ -60,14 +60,18 @@ STEPS = (
     Row("wake", "set(full, 1)", "protocol._run"),
     Row("restore_members", "set(members:{epoch}, L)", "recovery.recover"),
     Row("restore_register", "compare_set(register, found, R)", "recovery.recover"),
+    Row("clean_up", "delete_key(key)", "RankState.deletions", "the driver does it beside the protocol, on another connection"),
+)
+
+ONLY_A_MUTANTS = (
     Row(
         "look_at_count",
         "compare_set(count, ?, ?)",
         "Driver._refuse_foreign_count",
-        "only a mutant's: the driver looks with check and get, which change nothing, after each reconnection",
+        "after each reconnection; the driver looks with check and get, which change nothing",
     ),
-    Row("clean_up", "delete_key(key)", "RankState.deletions", "the driver does it beside the protocol, on another connection"),
 )
+"""Steps that no process of the whole protocol takes."""
 
 ENVIRONMENT = (
     Row("crash", "", "the generator is dropped, its connection closed"),
@@ -123,6 +127,7 @@ def variants(note: str) -> frozenset[str]:
 def page() -> str:
     """docs/mapping.md."""
     rows = "\n".join(_line(row) for row in STEPS)
+    mutants = "\n".join(_line(row) for row in ONLY_A_MUTANTS)
     environment = "\n".join(_line(row) for row in ENVIRONMENT)
     notes = "\n".join(f"| {note or '(none)'} | {meaning} |" for note, meaning in VARIANTS.items())
     return f"""# What in the model is what in the implementation
@@ -136,6 +141,12 @@ Each is one store operation. `register`, `arrived`, `count`, `full` and `members
 | model action | store operation | implementation | |
 |---|---|---|---|
 {rows}
+
+Only a mutant takes this one:
+
+| model action | store operation | implementation | |
+|---|---|---|---|
+{mutants}
 
 ## What the environment does
 

@@ -3,13 +3,16 @@
 import random
 from collections.abc import Iterator
 
-from coxless_model.environment import Hardened
+from coxless_model.environment import Budgets, Hardened
 from coxless_model.machine import Action, State, successors
 
 from .replay import Lockstep
 from .targets import Target
 
 Step = tuple[State, Action, State]
+
+ONE_OF_EACH = {name: 1 for name in Budgets._fields if name != "clock_skews"}
+"""A budget for each fault that the hardened protocol takes notice of, once."""
 
 
 def replayable(before: State, action: Action) -> bool:
