@@ -3,6 +3,7 @@
 import json
 import os
 import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from click.testing import CliRunner
 
 import coxless
-from coxless import Crew
+from coxless import Crew, keys
 from coxless.recording import Recorder
 from coxless.server import StoreServer, start_server
 from coxless_traces import search
@@ -118,6 +119,49 @@ def test_a_store_that_comes_back_empty_is_admitted(folder: Path) -> None:
     verdict = validate(folder)
     assert verdict.word == "admitted", verdict
     assert not verdict.void, "one of them put the record back"
+
+
+def test_a_number_taken_by_a_process_that_recorded_nothing_is_inferred_when_it_shows(folder: Path) -> None:
+    """It was killed before its first line. The others go on for long before the next process of its rank takes a number that is one too
+    high: the order of what they did until then need not be searched for the moment. (A search for it gave up, in a soak.)"""
+
+    def event(n: int, what: str, **more: Any) -> str:
+        return (
+            json.dumps({"n": n, "t": "event", "what": what, "rank": 2, "pid": 999_999_999, "b": time.monotonic_ns(), **more})
+            + "\n"
+        )
+
+    def killed() -> None:
+        begun = event(0, "started")
+        start = {"n": 0, "t": "start", "rank": 2, "world_size": 3, "min_ranks": 1, "nonce": "5eed", "b": time.monotonic_ns()}
+        (folder / "rank2.999999999.1.jsonl").write_text(json.dumps(start) + "\n")
+        coxless.connect(server.address).add(keys.incarnation(2), 1)
+        (folder / "supervisor.1.1.jsonl").write_text(begun + event(1, "exited", code=-9, detail=""))
+
+    far = threading.Event()
+
+    def body(rank: int) -> None:
+        for until in (5, None) if rank == 2 else (None,):
+            with crew_of(server.address, rank, 3, patience=timedelta(seconds=0.2)) as crew:
+                for iteration in crew.iterations(until=until):
+                    if iteration.number > 5 and iteration.number % 4 == rank:
+                        crew.vote(False)  # so that the others look around
+                    if iteration.number == 200:
+                        far.set()
+                    if iteration.number > 200 and iteration.world_size == 3:
+                        break
+            if until is not None:
+                killed()
+                assert far.wait(60)
+
+    with start_server() as server:
+        in_threads(3, body)
+    (recording,) = folder.glob("rank2.999999999.*")
+    verdict = validate(folder)
+    assert verdict.word == "admitted", verdict
+    assert verdict.steps_back < 1000
+    recording.unlink()
+    assert validate(folder).word != "admitted", "nobody was there to take the number"
 
 
 def test_a_superseded_process_is_admitted_to_its_end(folder: Path) -> None:

@@ -21,7 +21,7 @@ ENOUGH = 1_000_000
 
 
 def prefix_of(search: Search, title: str) -> itf.TraceFile:
-    setting = search.system.setting._replace(iterations=ENOUGH, lag=99)
+    setting = search.recorded.system.setting._replace(iterations=ENOUGH, lag=99)
     wide = Hardened(setting, Budgets(*(ENOUGH for _ in Budgets._fields))._replace(clock_skews=0), beyond=True)
     translated = _Translation(wide)
     actions = [action for step in search.taken for action in step]

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from coxless_model import itf
 
+from .model_steps import enabled
 from .prefix import prefix_of
 from .recorded import FOREVER, LOCAL, Flaw, Item, read_recordings, text_of
 from .search import PLENTY, Search
@@ -70,7 +71,7 @@ def validate(folder: Path) -> Verdict:
     if node is not None:
         unrecorded = any(flaw.open_end for flaw in flaws)
         return so_far._replace(undetermined=unrecorded, why="a part of the run was not recorded" if unrecorded else "")
-    waiting = [search.threads[t][at] for t, at in end.cursors if t != search.environment]
+    waiting = [search.recorded.threads[t][at] for t, at in end.cursors if t != search.recorded.environment]
     eligible = [item for item in waiting if item.kind in LOCAL] or sorted(waiting, key=lambda item: item.end)
     if not eligible:
         return so_far._replace(undetermined=search.gave_up, why="the store loss that the supervisor saw is not explained")
@@ -81,17 +82,17 @@ def validate(folder: Path) -> Verdict:
         why = f"the search gave up after {search.steps_back} steps back, so nothing is claimed; it came as far as this line"
     return so_far._replace(
         undetermined=search.gave_up, unexplained=item, text=text_of(folder / item.file, item.line), why=why,
-        enabled=search.enabled(end, rank), search=search,
+        enabled=enabled(search.recorded, end, rank), search=search,
     )  # fmt: skip
 
 
 def _lines(search: Search, node: object) -> int:
     left = 0
     for thread, at in node.cursors:  # type: ignore[attr-defined]
-        if thread != search.environment:
-            left += sum(not item.extra for item in search.threads[thread][at:])
-    for index in range(node.upcoming, len(search.recordings)):  # type: ignore[attr-defined]
-        left += sum(not item.extra for t in (2 * index, 2 * index + 1) for item in search.threads[t])
+        if thread != search.recorded.environment:
+            left += sum(not item.extra for item in search.recorded.threads[thread][at:])
+    for index in range(node.upcoming, len(search.recorded.recordings)):  # type: ignore[attr-defined]
+        left += sum(not item.extra for t in (2 * index, 2 * index + 1) for item in search.recorded.threads[t])
     return search.lines - left
 
 
