@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -12,9 +13,12 @@ from coxless_model import itf
 from coxless_model.environment import hardened
 from coxless_model.machine import successors
 from coxless_model.results import Trace
+from coxless_traces.commands import replay
 from coxless_traces.replay import Lockstep, Mismatch
 from coxless_traces.targets import Memory, target
 from coxless_traces.walks import replayable
+
+from .library_mutants import MUTANTS, apply
 
 SYSTEM = hardened(
     2,
@@ -92,3 +96,29 @@ def test_a_mismatch_shrinks_to_a_smallest_schedule(tmp_path):
     trace = itf.read(path)
     assert itf.deviation(trace.system, trace) is None
     assert [action["name"] for action in trace.actions] == ["take_incarnation", "create_register", "sign"]
+
+
+def test_a_defect_of_the_library_becomes_the_smallest_trace_that_shows_it(tmp_path, monkeypatch):
+    """On a TCPStore: whoever founds the crew does not wait for the other rank."""
+    path = tmp_path / "smallest.itf.json"
+    (defect,) = (mutant for mutant in MUTANTS if mutant.guard == "founding")
+
+    with target("tcp") as store:
+
+        @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+        @given(schedules)
+        def check(choices):
+            drive(store, choices, path)
+
+        with monkeypatch.context() as patch:
+            apply(defect, patch)
+            with pytest.raises(Mismatch):
+                check()
+    names = [action["name"] for action in itf.read(path).actions]
+    assert names == ["take_incarnation", "create_register", "sign", "read_arrived"]
+    command = [str(path), "--target", "tcp"]
+    assert CliRunner().invoke(replay, command).exit_code == 0
+    apply(defect, monkeypatch)
+    told = CliRunner().invoke(replay, command)
+    assert told.exit_code == 1
+    assert f"step {len(names)}" in told.output
