@@ -34,10 +34,16 @@ class Timing:
     """How long founding waits for ranks that were never seen, before it goes on without them."""
     timeout: timedelta
     """How long one advance may take in all, before it raises IterationTimeoutError or StoreUnreachableError."""
+    stall_timeout: timedelta | None = None
+    """After how long without a call of `advance`, `vote`, `trouble` or `send_heartbeat` this rank's heartbeats end, so that the others can
+    go on without a rank whose training loop hangs (a heartbeat timeout later). Longer than any step, evaluation or checkpoint takes. None:
+    never. Longer than heartbeat_interval."""
 
     def __post_init__(self) -> None:
-        for name in ("heartbeat_interval", "heartbeat_timeout", "patience", "join_timeout", "timeout"):
+        for name in ("heartbeat_interval", "heartbeat_timeout", "patience", "join_timeout", "timeout", "stall_timeout"):
             value = getattr(self, name)
+            if name == "stall_timeout" and value is None:
+                continue
             if not isinstance(value, timedelta):
                 raise TypeError(f"{name} must be a datetime.timedelta, not {value!r}")
             if value <= timedelta(0):
@@ -48,6 +54,8 @@ class Timing:
             )
         _ordered(self, "heartbeat_interval", "heartbeat_timeout", "or a live rank would be taken for dead between two beats")
         _ordered(self, "patience", "timeout", "or every advance would give up before it looked who is missing")
+        if self.stall_timeout is not None:
+            _ordered(self, "heartbeat_interval", "stall_timeout", "or a loop that goes on would be taken for one that hangs")
         if self.heartbeat_timeout >= self.timeout:
             logger.warning(
                 "heartbeat_timeout (%s) is not shorter than timeout (%s): an advance gives up before it may leave a silent rank behind; "

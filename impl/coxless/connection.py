@@ -26,8 +26,10 @@ from .attempt import Attempt
 from .client import CLIENT_TIMEOUT, CONNECT_TIMEOUT, address, base_of, client_socket, fresh_client, has_native_barrier
 from .ending import at_end
 from .errors import CorruptStoreError, StoreUnreachableError
+from .outage import Outage
 from .protocol.operations import ConnectionBroken
 from .records import corrupt
+from .signals import SignalEar
 from .stores import let_go
 
 logger = logging.getLogger(__name__)
@@ -37,6 +39,11 @@ REPLY_LIMIT = 2.5
 ATTEMPT_LIMIT = 30.0
 """After so long without an end (s) an attempt to connect is left to itself, and another one is made: its host may be gone."""
 _TICK = 0.1
+_SLOW = 1.0
+"""After so long without an answer (s), to a question or an attempt to connect, the log says that the store is away."""
+_SIGNAL_TICKS = 4
+"""So many ticks after a signal an operation that was in flight is given up, so that the handler can run: longer than the usual patience,
+so that a store that answers does not lose a connection to each SIGCHLD."""
 _PAST_DEADLINE = 2
 """An operation must have been in flight for so many ticks before a deadline that has passed ends it: a store that answers gets to."""
 _PROBE = keys.PROBE.encode()
@@ -49,8 +56,8 @@ class Connection:
     `reconnect`. They raise CorruptStoreError for a value that is not text.
     """
 
-    def __init__(self, store: Store, *, limit: timedelta = CONNECT_TIMEOUT) -> None:
-        """Connect within `limit`, else StoreUnreachableError."""
+    def __init__(self, store: Store, *, limit: timedelta = CONNECT_TIMEOUT, outage: Outage | None = None) -> None:
+        """Connect within `limit`, else StoreUnreachableError. `outage`: shared by connections that are to speak in the log as one."""
         self.broken = True
         """No operation is possible before `reconnect`."""
         self.deadline = math.inf
@@ -63,6 +70,7 @@ class Connection:
         self._owned = False
         self._socket: socket.socket | None = None
         self._attempt: Attempt[Store] | None = None
+        self._outage = Outage() if outage is None else outage
         _watchdog.watch(self)
         self.reconnect(time.monotonic() + limit.total_seconds())
 
@@ -231,8 +239,11 @@ class Connection:
             return []
         return listed
 
-    def shut_down(self) -> None:
-        """Called from the watchdog's thread: frees the call that is blocked on this connection."""
+    def shut_down(self, silent: float = 0.0) -> None:
+        """Called from the watchdog's thread: frees the call that is blocked on this connection. `silent`: for so long (s) by now because
+        the store does not answer; a moment of it is no outage."""
+        if silent > _SLOW:
+            self._outage.noticed(address(self._store), time.monotonic() - silent, f"no answer for {silent:.1f} s")
         self.broken = True
         if self._socket is not None:
             with contextlib.suppress(OSError):
@@ -249,16 +260,21 @@ class Connection:
             attempt = self._attempt
             if attempt is None or time.monotonic() - attempt.began > ATTEMPT_LIMIT:
                 self._attempt = attempt = Attempt(partial(fresh_client, self._store))
-            if attempt.ended(0.1):
+            if attempt.ended(min(0.1, max(0.0, deadline - time.monotonic()))):
                 self._attempt = None
                 try:
                     fresh = attempt.result()
                     self._let_go()
                     self._adopt(fresh)
+                    self._outage.over(address(fresh))
                     return
                 except (RuntimeError, OSError) as error:  # DistNetworkError and the like
                     reason = str(error).partition("\n")[0]
-            if time.monotonic() >= deadline:
+            now = time.monotonic()
+            # Not at the first connection, of which the caller hears. An attempt that has ended by now was refused.
+            if self._owned and (self._attempt is None or now - attempt.began > _SLOW):
+                self._outage.noticed(address(self._store), attempt.began, reason)
+            if now >= deadline:
                 raise StoreUnreachableError(f"the store at {address(self._store)} cannot be reached: {reason}")
             if self._attempt is None:
                 time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
@@ -288,8 +304,10 @@ class _Watchdog:
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._lock = threading.Lock()
         self._pid = 0
+        self._ear = SignalEar()
 
     def watch(self, connection: Connection) -> None:
+        self._ear.listen()
         with self._lock:
             self._connections.add(connection)
             if self._pid != os.getpid():  # threads do not survive fork
@@ -313,8 +331,12 @@ class _Watchdog:
 
     def _run(self) -> None:
         flights: weakref.WeakKeyDictionary[Connection, tuple[int, int]] = weakref.WeakKeyDictionary()
+        since_signal = _SIGNAL_TICKS
         while True:
             time.sleep(_TICK)
+            since_signal += 1
+            if self._ear.heard() and since_signal > _SIGNAL_TICKS:  # else one is followed up already
+                since_signal = 0
             with self._lock:
                 connections = list(self._connections)
             for connection in connections:
@@ -323,9 +345,11 @@ class _Watchdog:
                 ticks = ticks + 1 if flight % 2 and flight == before else 0
                 flights[connection] = (flight, ticks)
                 overdue = ticks * _TICK > REPLY_LIMIT or (ticks >= _PAST_DEADLINE and time.monotonic() > connection.deadline)
-                if overdue and not connection.broken:
-                    logger.warning("the store did not answer for %.1f s: giving up this connection", ticks * _TICK)
-                    connection.shut_down()
+                signalled = since_signal == _SIGNAL_TICKS and ticks >= _SIGNAL_TICKS
+                if (overdue or signalled) and not connection.broken:
+                    connection.shut_down(
+                        ticks * _TICK if overdue else 0.0
+                    )  # a wait that a signal ends had its reply still to come
             del connections
 
 

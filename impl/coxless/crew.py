@@ -1,6 +1,7 @@
 """A rank's place in the crew: what training code holds and calls."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from .fault import fault_from
 from .housekeeping import Housekeeper
 from .iteration import Iteration, iteration_from
 from .lookout import Lookout
+from .outage import Outage
 from .protocol import Decision, RankState, enter
 from .recording import recorder_from_env
 from .records import Flag, Member, parse_published, parse_record, published_word
@@ -30,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 LEAVE_PATIENCE = 2.0
 """How long (s) leaving may take where the store does not answer."""
+INTERRUPTED_PATIENCE = 0.25
+"""The same after Ctrl-C, and whatever else ends the process."""
 LAST_OUT_PATIENCE = 10.0
 """How long (s) a rank that runs the store in its own process waits for the others to leave, before it takes the store away."""
 
@@ -68,8 +72,9 @@ class Crew:
         self._recorder = recorder_from_env(f"rank{world.rank}")
         if self._recorder is not None:
             self._recorder.start(self._state)
+        outage = Outage()
         self._driver = Driver(
-            connection=Connection(store, limit=limit),
+            connection=Connection(store, limit=limit, outage=outage),
             state=self._state,
             observer=self._observer,
             patience=timing.patience,
@@ -80,11 +85,13 @@ class Crew:
         )
         fault = os.environ.get("COXLESS_FAULT")
         if fault:
-            logger.warning("COXLESS_FAULT=%s: this process is going to kill itself there", fault)
+            what = "stop" if fault.startswith("stop@") else "kill"
+            logger.warning("COXLESS_FAULT=%s: this process is going to %s itself there", fault, what)
             self._driver.watchers.append(fault_from(fault))
         self._housekeeper = Housekeeper(
-            Connection(store, limit=max(timedelta(0), limit - timedelta(seconds=time.monotonic() - began))),
+            Connection(store, limit=max(timedelta(0), limit - timedelta(seconds=time.monotonic() - began)), outage=outage),
             interval=timing.heartbeat_interval.total_seconds(),
+            stall=math.inf if timing.stall_timeout is None else timing.stall_timeout.total_seconds(),
             recorder=self._recorder,
         )
         self._lookout = Lookout(self._driver)
@@ -133,7 +140,9 @@ class Crew:
         return None if text is None else parse_published(key, text)
 
     def send_heartbeat(self) -> None:
-        """Send one now. They are sent by a thread of their own every `heartbeat_interval`; nobody needs to call this."""
+        """Send one now. They are sent by a thread of their own every `heartbeat_interval`: nobody needs to call this, but a loop with a
+        `stall_timeout` that has to do something that takes longer, and lives."""
+        self._housekeeper.alive()
         self._housekeeper.beat_now()
 
     # --- iterations
@@ -160,6 +169,7 @@ class Crew:
     def vote(self, ok: bool, *, holds: bool | None = None) -> None:
         """Say whether this iteration's step worked here; without it, it did. See `advance` for `holds`."""
         self._vote = _checked_vote(ok, holds)
+        self._housekeeper.alive()
 
     def advance(self, ok: bool = True, *, holds: bool | None = None) -> Iteration:
         """Arrive at the barrier with this rank's vote on the present iteration, and return the next one. The first call founds or
@@ -179,6 +189,8 @@ class Crew:
             raise CoxlessError(f"rank {self.rank} has left the crew: join again to take part")
         ok, holds = _checked_vote(ok, holds)
         previous = self._iteration
+        self._housekeeper.alive()  # so that heartbeats that have ended begin again at once
+        self._housekeeper.alive_at = math.inf  # in here the deadline watches over it
         try:
             decision = self._decide(previous, ok, holds, time.monotonic() + self._timeout)
         except (IterationTimeoutError, StoreUnreachableError):
@@ -187,6 +199,7 @@ class Crew:
             self._over = error
             raise
         finally:
+            self._housekeeper.alive()
             if self._state.deletions:
                 self._housekeeper.delete(self._state.deletions)
                 self._state.deletions = []
@@ -236,6 +249,7 @@ class Crew:
         """
         if self._iteration is None:
             return None
+        self._housekeeper.alive()
         try:
             return self._lookout.trouble(self._iteration)
         except StoreUnreachableError:
@@ -260,15 +274,15 @@ class Crew:
         Takes a few seconds at most, also when the store does not answer. Only a rank that runs the store in its own process waits for
         the others to leave, for at most ten seconds: they need it to the end.
         """
-        self._leave(last_out=True)
+        self._leave(last_out=True, patience=LEAVE_PATIENCE)
 
-    def _leave(self, *, last_out: bool) -> None:
+    def _leave(self, *, last_out: bool, patience: float) -> None:
         if self._left:
             return
         self._left = True
         if self._recorder is not None:
             self._recorder.left()
-        self._housekeeper.leave(patience=LEAVE_PATIENCE)
+        self._housekeeper.leave(patience=patience)
         if last_out and self._iteration is not None and runs_server(self.store):
             others = [member for member in self._iteration.participants if member != self.member]
             staying = self._housekeeper.await_the_others(others, patience=LAST_OUT_PATIENCE)
@@ -282,7 +296,9 @@ class Crew:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None) -> None:
-        self._leave(last_out=kind is None)  # an error must not be held up
+        interrupted = kind is not None and not issubclass(kind, Exception)
+        # An error must not be held up, least of all Ctrl-C.
+        self._leave(last_out=kind is None, patience=INTERRUPTED_PATIENCE if interrupted else LEAVE_PATIENCE)
 
 
 def _checked_vote(ok: bool, holds: bool | None) -> tuple[bool, bool | None]:
@@ -302,6 +318,7 @@ def join(
     patience: timedelta = timedelta(milliseconds=250),
     join_timeout: timedelta = timedelta(minutes=5),
     timeout: timedelta = timedelta(minutes=10),
+    stall_timeout: timedelta | None = None,
 ) -> Crew:
     """Take this rank's place in the crew. Does not wait for the others: the first iteration does.
 
@@ -311,7 +328,7 @@ def join(
         one there.
     rank, world_size: from RANK and WORLD_SIZE when None. Founding waits for world_size ranks; more may join later.
     min_ranks: an iteration is never decided with fewer participants. Must be the same on all ranks.
-    heartbeat_interval, heartbeat_timeout, patience, join_timeout, timeout: see `Timing`.
+    heartbeat_interval, heartbeat_timeout, patience, join_timeout, timeout, stall_timeout: see `Timing`.
 
     Raises ValueError and TypeError for bad arguments, StoreUnreachableError when no store answers within ten seconds (or `timeout`, if
     that is shorter), UnfitStoreError for a store that cannot carry the protocol.
@@ -323,6 +340,7 @@ def join(
         patience=patience,
         join_timeout=join_timeout,
         timeout=timeout,
+        stall_timeout=stall_timeout,
     )
     limit = min(CONNECT_TIMEOUT, timeout)
     deadline = time.monotonic() + limit.total_seconds()

@@ -1,5 +1,6 @@
 """Runs protocol generators on a real store: performs their operations, answers their questions about time, keeps the deadline."""
 
+import logging
 import os
 import time
 from collections.abc import Callable, Generator
@@ -29,6 +30,8 @@ from .protocol.state import NOBODY
 from .recording import Recorder, now
 from .records import LEFT, Flag, Member, Record, corrupt, parse_counter, parse_heartbeat
 from .suspicion import HeartbeatObserver
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -214,6 +217,8 @@ class Driver:
                 if recorder is not None:
                     recorder.operation(operation, reply, self._began)
                     self._operation = None
+                if operation.step == "restore_register" and reply == str(state.record._replace(attention=False)):
+                    logger.warning("the store had lost its data: put iteration %d back", state.record.iteration)
                 if self.watchers:
                     for watcher in self.watchers:
                         watcher(state, operation, reply)
@@ -244,7 +249,7 @@ class Driver:
     def _recover(self, deadline: float) -> None:
         """Tell the generator that its connection broke; an interrupted one cannot be told any more, and another one goes on from there."""
         if self.connection.broken:
-            self.connection.reconnect(deadline)
+            self._reconnect(deadline)
         self._refuse_foreign_count()
         # Only now: until then it may still take effect, in a server that was stopped, say.
         self._record_what_was_cut()
@@ -266,6 +271,10 @@ class Driver:
         text = self.connection.peek(key)
         if text is not None:
             parse_counter(key, text)
+
+    def _reconnect(self, deadline: float) -> None:
+        self.connection.reconnect(deadline)
+        self.observer.look_away()
 
     def _finish(self) -> Decision:
         state = self.state
@@ -291,7 +300,7 @@ class Driver:
             try:
                 if connection.broken:
                     self._in_doubt = True
-                    connection.reconnect(time.monotonic() + _LOOK_LIMIT)
+                    self._reconnect(time.monotonic() + _LOOK_LIMIT)
                 return question()
             except ConnectionBroken:
                 if attempt == 2:

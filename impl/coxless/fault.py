@@ -1,4 +1,4 @@
-"""Dying at an exact point, for demonstrations and tests: a SIGKILL from outside cannot hit a place that lasts microseconds."""
+"""Dying, or being frozen, at an exact point, for demonstrations and tests: a SIGKILL from outside cannot hit a place that lasts microseconds."""
 
 import os
 import re
@@ -17,22 +17,28 @@ STEPS = (
 
 
 def fault_from(text: str) -> Watcher:
-    """A watcher that kills this process with SIGKILL at an exact point, for demonstrations and tests.
+    """A watcher that kills or stops this process at an exact point, for demonstrations and tests.
 
-    `step@k`: right after the named step (docs/protocol.md) at the barrier of iteration k; `won@k`: right after winning the decision of
-    iteration k, before anybody is told. Raises ValueError for anything else.
+    `step@k`: SIGKILL right after the named step (docs/protocol.md) at the barrier of iteration k; `won@k`: right after winning the decision
+    of iteration k, before anybody is told. `stop@step@k`: SIGSTOP there, once; somebody else has to send SIGCONT. Raises ValueError
+    for anything else.
     """
-    step, _, number = text.partition("@")
+    signal_number = signal.SIGSTOP if text.startswith("stop@") else signal.SIGKILL
+    step, _, number = text.removeprefix("stop@").partition("@")
     if step not in STEPS or not re.fullmatch("[0-9]{1,18}", number):
         raise ValueError(
-            f"COXLESS_FAULT={text!r}: expected STEP@ITERATION, such as arrive@40 or won@80, with a step of {', '.join(STEPS)}"
+            f"COXLESS_FAULT={text!r}: expected STEP@ITERATION, such as arrive@40 or won@80, or stop@STEP@ITERATION, "
+            f"with a step of {', '.join(STEPS)}"
         )
     iteration = int(number)
+    struck = False
 
     def watch(state: RankState, operation: Operation, reply: object) -> None:
+        nonlocal struck
         k = state.record.iteration
         won = isinstance(operation, CompareSet) and operation.step.startswith("propose") and reply == operation.desired
-        if (step == "won" and won and k + 1 == iteration) or (step == operation.step and k == iteration):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if not struck and ((step == "won" and won and k + 1 == iteration) or (step == operation.step and k == iteration)):
+            struck = True
+            os.kill(os.getpid(), signal_number)
 
     return watch

@@ -4,6 +4,7 @@ A client that is blocked in `wait` blocks all its threads, so the heartbeat must
 """
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -11,6 +12,7 @@ from collections.abc import Iterable, Sequence
 
 from . import keys
 from .connection import Connection
+from .errors import StoreUnreachableError
 from .litter import litter
 from .protocol.operations import ConnectionBroken
 from .recording import Recorder, now
@@ -30,7 +32,10 @@ class Housekeeper:
     """A daemon thread. Its failures are logged once and never reach the training thread: a beat that is not sent costs a suspicion,
     a key that is not deleted is only litter."""
 
-    def __init__(self, connection: Connection, *, interval: float, recorder: Recorder | None = None) -> None:
+    def __init__(
+        self, connection: Connection, *, interval: float, stall: float = math.inf, recorder: Recorder | None = None
+    ) -> None:
+        """interval: between two heartbeats (s). stall: how long (s) the training thread may give no sign of life before they end."""
         self._recorder = recorder
         self._connection = connection
         self._interval = interval
@@ -45,8 +50,13 @@ class Housekeeper:
         self._wake = threading.Event()
         self._stop = threading.Event()
         self._beat_due = 0.0
+        self._stall = stall
+        self._stalled = False
         self.iteration = 0
         """The iteration that the heartbeat reports; written by the training thread."""
+        self.alive_at = math.inf
+        """When (time.monotonic()) the training thread was last seen; infinity while it waits in a call of the crew's, which has its own
+        deadline. Written by the training thread."""
         self._thread = threading.Thread(target=self._run, name="coxless-heartbeat", daemon=True)
 
     def beat_as(self, member: Member) -> None:
@@ -57,6 +67,12 @@ class Housekeeper:
             self._wake.set()
         else:
             self._thread.start()
+
+    def alive(self) -> None:
+        """The training thread lives: it calls this now and then."""
+        self.alive_at = time.monotonic()
+        if self._stalled:
+            self.beat_now()
 
     def beat_now(self) -> None:
         """Send a heartbeat as soon as the thread comes to it."""
@@ -120,25 +136,22 @@ class Housekeeper:
         self._connection.close()
 
     def _run(self) -> None:
-        complained = False
+        complaint = ""
         while not self._stop.is_set():
             try:
                 self._renew_connection(time.monotonic() + self._interval)
                 self._publish()
                 self._beat_if_due()
                 self._delete_pending()
-                complained = False
-            except (
-                ConnectionBroken,
-                RuntimeError,
-            ) as error:  # RuntimeError: StoreUnreachableError, and whatever the store raises
+                complaint = ""
+            except (ConnectionBroken, RuntimeError) as error:  # StoreUnreachableError, and whatever the store raises
                 self._connection.broken = True
-                if not complained:
-                    logger.warning("no heartbeats while the store does not answer%s", f": {error}" if str(error) else "")
-                complained = True
+                if not isinstance(error, ConnectionBroken | StoreUnreachableError) and str(error) != complaint:
+                    complaint = str(error)  # of a store that is away, the connection speaks
+                    logger.warning("no heartbeat could be sent: %s", complaint.partition("\n")[0])
                 self._stop.wait(0.05)
                 continue
-            self._wake.wait(max(0.0, min(_ROUND, self._beat_due - time.monotonic())))
+            self._wake.wait(max(0.0, min(_ROUND, self._beat_due - time.monotonic()) if not self._stalled else _ROUND))
             self._wake.clear()
 
     def _renew_connection(self, deadline: float) -> None:
@@ -169,10 +182,29 @@ class Housekeeper:
         now = time.monotonic()
         if now < self._beat_due or self._member is None:
             return
+        if self._is_stalled(now):
+            return
         self._beat_due = now + self._interval
         self._beats += 1
         self._connection.set(keys.heartbeat(self._member), str(Beat(self._beats, self.iteration, time.time())))
         self._connection.ping()  # `set` has no reply: this one tells whether the store is there
+
+    def _is_stalled(self, now: float) -> bool:
+        silent = now - self.alive_at
+        if silent <= self._stall:
+            if self._stalled:
+                self._stalled = False
+                logger.warning("the training loop of %s goes on: heartbeats again", self._member)
+            return False
+        if not self._stalled:
+            self._stalled = True
+            logger.warning(
+                "the training loop of %s has not called the crew for %.1f s (stall_timeout): no more heartbeats, so that the others "
+                "can go on without it",
+                self._member,
+                silent,
+            )
+        return True
 
     def _delete_pending(self, deadline: float | None = None) -> None:
         if self._sweep is not None:

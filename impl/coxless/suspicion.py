@@ -10,6 +10,7 @@ class _Seen:
     value: str | None
     at: float
     silent: float
+    looked_away: bool = False
 
 
 class HeartbeatObserver:
@@ -32,9 +33,15 @@ class HeartbeatObserver:
         if seen is None or seen.value != value:
             self._seen[member] = _Seen(value, now, 0.0)
             return False
-        seen.silent += min(now - seen.at, self._longest_gap)
-        seen.at = now
+        if not seen.looked_away:
+            seen.silent += min(now - seen.at, self._longest_gap)
+        seen.at, seen.looked_away = now, False
         return seen.silent >= self._timeout
+
+    def look_away(self) -> None:
+        """The connection to the store was lost: what lies between the last look and the next one is nobody's silence."""
+        for seen in self._seen.values():
+            seen.looked_away = True
 
     def silence(self, member: Member) -> float:
         """For how long (s) the member has been seen silent."""

@@ -24,6 +24,7 @@ from coxless.client import fresh_client
 from coxless.connection import Connection
 from coxless.ending import start_in_torch
 from coxless.errors import CorruptStoreError, CoxlessError
+from coxless.outage import Outage
 from coxless.protocol.operations import ConnectionBroken
 from coxless.training.background import Background
 from coxless.training.sealed import NamedPrefix, SealedStore
@@ -223,7 +224,7 @@ class Cleaner:
 
     def _delete(self, epoch: str, indices: list[int], backend: str | MakeBackend) -> None:
         if self._connection is None:
-            self._connection = Connection(self._store)
+            self._connection = Connection(self._store, outage=Outage(logging.DEBUG))  # the crew's own say it
         elif self._connection.broken:
             self._connection.reconnect(time.monotonic() + RECONNECT_LIMIT)
         prefix = f"{_prefix(epoch)}/"

@@ -28,6 +28,9 @@ _log = logging.getLogger(__name__)
 
 FINISHED = "training_finished"  # published: the position at which a crew ended its training
 
+INTERRUPTED_FLUSH = 0.3
+"""How long (s) Ctrl-C, or the end of a loop that was left, waits for keys to be deleted, should the store not answer."""
+
 TOLERATED = 3
 """From so many failed attempts at one position on, each is a warning in the log."""
 
@@ -134,6 +137,7 @@ class DataParallel:
         """
         turn = self._turn = object()
         iteration = self._take_up()
+        flush = 1.0
         try:
             while True:
                 self._settle(iteration)
@@ -174,11 +178,15 @@ class DataParallel:
             if not isinstance(error, IterationTimeoutError | StoreUnreachableError):
                 self._voted = 0  # no advance can go on
             raise
+        except BaseException as error:
+            if not isinstance(error, Exception):
+                flush = INTERRUPTED_FLUSH
+            raise
         finally:
             # An advance that was stopped leaves the group as it was: the others go on with theirs.
             if self._turn is turn and self._voted != (self.crew.iteration or iteration).number:
                 self._part(self.crew.iteration or iteration)
-            self._background.flush(timeout=1)  # the process may end right after this
+            self._background.flush(timeout=flush)  # the process may end right after this
 
     def _take_up(self) -> IterationLike:
         """The iteration to go on with."""
