@@ -19,7 +19,8 @@ STEPS = (
 def fault_from(text: str) -> Watcher:
     """A watcher that kills or stops this process at an exact point, for demonstrations and tests.
 
-    `step@k`: SIGKILL right after the named step (docs/protocol.md) at the barrier of iteration k; `won@k`: right after winning the decision
+    `step@k`: SIGKILL right after the named step (docs/protocol.md) at the barrier of iteration k, where 0 is also what comes before a
+    process has seen any iteration: `take_incarnation@0` and `create_register@0` strike as it starts. `won@k`: right after winning the decision
     of iteration k, before anybody is told. `stop@step@k`: SIGSTOP there, once; somebody else has to send SIGCONT. Raises ValueError
     for anything else.
     """
@@ -35,7 +36,7 @@ def fault_from(text: str) -> Watcher:
 
     def watch(state: RankState, operation: Operation, reply: object) -> None:
         nonlocal struck
-        k = state.record.iteration
+        k = max(0, state.record.iteration)  # -1 until the register was read
         won = isinstance(operation, CompareSet) and operation.step.startswith("propose") and reply == operation.desired
         if not struck and ((step == "won" and won and k + 1 == iteration) or (step == operation.step and k == iteration)):
             struck = True

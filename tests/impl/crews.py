@@ -1,5 +1,6 @@
 """Crews of threads (one connection each) and of processes on a real store server, for tests."""
 
+import contextlib
 import json
 import os
 import signal
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -60,18 +61,29 @@ class Process:
     """A rank as a process that runs tests/impl/rank.py: it prints one JSON line for each iteration and obeys one-letter commands."""
 
     def __init__(
-        self, address: str, rank: int, size: int, *, environment: dict[str, str] | None = None, **options: object
+        self,
+        address: str,
+        rank: int,
+        size: int,
+        *,
+        environment: dict[str, str] | None = None,
+        log: Path | None = None,
+        within: Sequence[str] = (),
+        **options: object,
     ) -> None:
+        """log: where its stderr goes, and with it what the library logs from WARNING on. within: a command that runs the one after it."""
         arguments = {"address": address, "rank": rank, "size": size, **options}
         self.rank = rank
-        self.popen = subprocess.Popen(
-            [sys.executable, "-m", "tests.impl.rank", json.dumps(arguments)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).parents[2],
-            env={**os.environ, **(environment or {})},
-        )
+        with contextlib.ExitStack() as stack:
+            self.popen = subprocess.Popen(
+                [*within, sys.executable, "-m", "tests.impl.rank", json.dumps(arguments)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=None if log is None else stack.enter_context(log.open("w")),
+                text=True,
+                cwd=Path(__file__).parents[2],
+                env={**os.environ, **(environment or {})},
+            )
 
     def read(self) -> dict[str, Any]:
         """The next line it prints; {} when it has ended."""

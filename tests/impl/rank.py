@@ -1,6 +1,6 @@
 """The process that `tests.impl.crews.Process` starts: one rank, which prints a JSON line for each iteration.
 
-With "stepwise" it waits for a line on stdin before each advance: "ok" or "fail".
+With "stepwise" it waits for a line on stdin before each advance: "ok", "fail", or "end" to leave instead.
 """
 
 import json
@@ -38,7 +38,10 @@ def main() -> int:
                     member=str(iteration.me),
                 )
                 if arguments.get("stepwise"):
-                    crew.vote(sys.stdin.readline().strip() != "fail")
+                    command = sys.stdin.readline().strip()
+                    if command == "end":
+                        break
+                    crew.vote(command != "fail")
     except coxless.CoxlessError as error:
         say(error=type(error).__name__, message=str(error))
         return 3

@@ -1,9 +1,11 @@
 """Real processes, really killed, on a real store server: the six phases and both scenarios of the original diagram, and what it forgot."""
 
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -39,8 +41,7 @@ def start(server: StoreServer) -> Iterator[Start]:
     processes: list[Process] = []
 
     def start(rank: int, size: int = 3, **options: Any) -> Process:
-        environment = options.pop("environment", None)
-        processes.append(Process(server.address, rank, size, environment=environment, **{**QUICK, **options}))
+        processes.append(Process(server.address, rank, size, **{**QUICK, **options}))
         return processes[-1]
 
     yield start
@@ -136,6 +137,32 @@ def test_a_kill_at_any_point_of_the_barrier_leaves_nobody_waiting(start: Start, 
         assert ranks[0].until(at(number))["iteration"] == number
 
 
+@pytest.mark.parametrize("fault", ["take_incarnation@0", "create_register@0"])
+def test_a_process_that_is_killed_as_it_starts_costs_its_rank_an_incarnation_and_nobody_else_anything(
+    start: Start, fault: str
+) -> None:
+    """In a crew that is far beyond iteration 0: what counts is what the process has seen."""
+    ranks = [start(rank) for rank in range(2)]
+    absent = start(2, environment={"COXLESS_FAULT": fault})
+    assert absent.popen.wait(60) == -signal.SIGKILL
+    assert absent.read() == {}
+    third = start(2)
+    for rank in [*ranks, third]:
+        assert rank.until(at(1))["iteration"] == 1
+    third.signal(signal.SIGKILL)
+    step(ranks, 2)
+    again = start(2, environment={"COXLESS_FAULT": fault})
+    assert again.popen.wait(60) == -signal.SIGKILL
+    assert again.read() == {}
+    assert [view["ranks"] for view in step(ranks, 3)] == [[0, 1]] * 2
+    last = start(2)
+    number = 3
+    while step(ranks, number := number + 1)[0]["ranks"] != [0, 1, 2]:
+        assert number < 20_000
+    back = last.until(at(1))
+    assert (back["iteration"], back["holds"], back["member"].partition("-")[0]) == (number, False, "2.4")
+
+
 def test_a_frozen_rank_is_left_behind_learns_it_and_comes_back_without_the_state(start: Start) -> None:
     ranks = [start(rank) for rank in range(3)]
     for rank in ranks:
@@ -209,11 +236,28 @@ def test_a_store_that_comes_back_empty_gets_the_latest_iteration_back(start: Sta
         step(ranks, 4)
 
 
-def test_a_store_that_hangs_makes_nobody_suspect(start: Start, server: StoreServer) -> None:
-    ranks = [start(rank) for rank in range(3)]
+def test_a_store_that_hangs_and_comes_back_is_told_of_once_and_makes_nobody_suspect(
+    start: Start, server: StoreServer, tmp_path: Path
+) -> None:
+    """For longer than the heartbeat timeout: one line when it is away and one when it is back, on each rank, and nothing else."""
+    logs = [tmp_path / f"rank{rank}" for rank in range(3)]
+    ranks = [start(rank, log=logs[rank]) for rank in range(3)]
     for rank in ranks:
         rank.until(at(1))
+    before = step(ranks, 2)
+
+    def kept(view: dict[str, Any]) -> tuple[object, ...]:
+        return view["member"], view["ranks"], view["holds"], view["rejoined"]
+
     stopped(server.pid)
     threading.Timer(2 * TIMEOUT, os.kill, (server.pid, signal.SIGCONT)).start()
-    views = step(ranks, 2)
-    assert all(view["ranks"] == [0, 1, 2] for view in views)
+    for number in (3, 4):
+        views = step(ranks, number)
+        assert all((view["iteration"], view["ranks"], view["committed"]) == (number, [0, 1, 2], True) for view in views)
+        assert [kept(view) for view in views] == [kept(view) for view in before], "nobody was left out, nobody rejoined"
+    for log in logs:
+        away, back = log.read_text().splitlines()
+        assert re.fullmatch(rf"the store at {server.address} is away \(no answer for 2\.[5-9] s\): waiting for it", away)
+        seconds = re.fullmatch(rf"the store at {server.address} is back, after ([0-9.]+) s", back)
+        assert seconds is not None
+        assert 2 * TIMEOUT - 1 < float(seconds[1]) < 2 * TIMEOUT + 20
