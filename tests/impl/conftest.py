@@ -1,11 +1,30 @@
-"""Fixtures of the training tests."""
+"""Stores for the tests of the library."""
 
 import socket
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
+
+import coxless
+from coxless.server import StoreServer, start_server
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[StoreServer]:
+    with start_server() as running:
+        yield running
+
+
+@pytest.fixture
+def address(server: StoreServer) -> str:
+    """The server, emptied."""
+    store = coxless.connect(server.address)
+    for key in store.list_keys():
+        store.delete_key(key)
+    return server.address
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -114,3 +115,63 @@ class Process:
             if pipe is not None:
                 pipe.close()
         return self.popen.wait(10)
+
+
+# --- Ranks as processes that take one step at a time
+
+SILENT = 3.0
+"""The heartbeat timeout (s) of these."""
+STEPWISE: dict[str, Any] = {
+    "heartbeat_interval": 0.3,
+    "heartbeat_timeout": SILENT,
+    "join_timeout": 60,
+    "timeout": 60,
+    "stepwise": True,
+}
+Start = Callable[..., Process]
+
+
+@contextmanager
+def starting(address: str) -> Iterator[Start]:
+    """Starts a rank of a crew of three, at another `address` if one is given; all are ended at the end of the block."""
+    processes: list[Process] = []
+
+    def start(rank: int, size: int = 3, **options: Any) -> Process:
+        environment = options.pop("environment", None)
+        where = options.pop("address", address)
+        processes.append(Process(where, rank, size, environment=environment, **{**STEPWISE, **options}))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        process.end()
+
+
+def at(number: int) -> Callable[[dict[str, Any]], bool]:
+    return lambda line: line.get("iteration", 0) >= number
+
+
+def founded(start: Start, **options: Any) -> list[Process]:
+    """Three ranks in iteration 1."""
+    ranks = [start(rank, **options) for rank in range(3)]
+    for rank in ranks:
+        rank.until(at(1))
+    return ranks
+
+
+def step(ranks: list[Process], number: int, vote: str = "ok") -> list[dict[str, Any]]:
+    """All vote, and arrive together at iteration `number`."""
+    for rank in ranks:
+        rank.tell(vote)
+    return [rank.until(at(number)) for rank in ranks]
+
+
+def assert_out_of_reach(ranks: list[Process], message: str) -> None:
+    """All vote, and each ends with a clear error in time."""
+    for rank in ranks:
+        rank.tell("ok")
+    for rank in ranks:
+        line = rank.until(lambda line: "error" in line)
+        assert line["error"] == "StoreUnreachableError"
+        assert message in line["message"]
+        assert rank.popen.wait(10) == 3

@@ -4,49 +4,31 @@ No thread, clock or socket: patience runs out when a test lets a waiting rank st
 """
 
 from collections.abc import Callable, Generator
-from dataclasses import dataclass, field
 
 from coxless import keys
 from coxless.protocol import ConnectionBroken, Decision, Operation, RankState, advance, enter
-from coxless.protocol.operations import Add, Append, Barrier, CompareSet, Delete, JoinTimedOut, Read, ReadHeartbeat, Set, Wait
+from coxless.protocol.operations import Add, Barrier, JoinTimedOut, ReadHeartbeat, Wait
 from coxless.records import Flag, Member
+from coxless_traces.targets import Memory
 
 
-@dataclass
-class MemoryStore:
-    """TCPStore's semantics on a dict, quirks included."""
+class MemoryStore(Memory):
+    """Answers the driver's questions, too, and does not block."""
 
-    data: dict[str, str] = field(default_factory=dict)
-    suspected: set[Member] = field(default_factory=set)
-    join_timed_out: bool = False
+    def __init__(self, *, join_timed_out: bool = False) -> None:
+        super().__init__()
+        self.suspected: set[Member] = set()
+        self.join_timed_out = join_timed_out
 
     def perform(self, operation: Operation) -> object:
-        data = self.data
         match operation:
-            case Add(_, key, amount):
-                data[key] = str(int(data.get(key, "0")) + amount)
-                return int(data[key])
-            case Set(_, key, value):
-                data[key] = value
-            case Append(_, key, value):
-                data[key] = data.get(key, "") + value
-            case CompareSet(_, key, expected, desired):
-                if data.get(key, "") == expected and (key in data or expected == ""):
-                    data[key] = desired
-                return data.get(key, expected)
-            case Read(_, key):
-                return data.get(key)
             case Barrier(_, key, size):  # asked again by a caller that was counted before: `Rank.step`
-                return int(data.get(key, "0")) >= size
-            case Wait(_, key):
-                return key in data
-            case Delete(_, key):
-                data.pop(key, None)
+                return int(self.data.get(key, "0")) >= size
             case ReadHeartbeat(_, member):
                 return member in self.suspected
             case JoinTimedOut():
                 return self.join_timed_out
-        return None
+        return super().perform(operation)
 
 
 class Rank:

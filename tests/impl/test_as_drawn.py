@@ -1,6 +1,5 @@
 """The diagram's protocol on a real TCPStore: it works when nothing goes wrong and everybody is polite, and its promises break otherwise."""
 
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -8,15 +7,9 @@ import torch.distributed as dist
 
 import coxless
 from coxless.as_drawn import AsDrawnRank, advance, handle_rank_restart
-from coxless.server import StoreServer, start_server
+from coxless.server import StoreServer
 
 LONG, SHORT = timedelta(seconds=30), timedelta(seconds=0.5)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StoreServer]:
-    with start_server() as running:
-        yield running
 
 
 @pytest.fixture
@@ -52,12 +45,18 @@ class Stepper:
         return reply
 
 
-def test_all_is_well_when_all_arrive_before_anyone_competes(store: dist.Store) -> None:
+def about_to_compete(store: dist.Store) -> tuple[Stepper, Stepper]:
+    """Two ranks that have both arrived, and have both seen it."""
     a, b = Stepper(store, 0, 2), Stepper(store, 1, 2)
     for rank in (a, b):
         rank.until("read_arrived")
     for rank in (a, b):
         rank.until("set_consensus")
+    return a, b
+
+
+def test_all_is_well_when_all_arrive_before_anyone_competes(store: dist.Store) -> None:
+    a, b = about_to_compete(store)
     a.step()
     b.step()
     b.until("done")
@@ -66,11 +65,7 @@ def test_all_is_well_when_all_arrive_before_anyone_competes(store: dist.Store) -
 
 
 def test_two_ranks_win_and_the_counter_moves_by_two(store: dist.Store) -> None:
-    a, b = Stepper(store, 0, 2), Stepper(store, 1, 2)
-    for rank in (a, b):
-        rank.until("read_arrived")
-    for rank in (a, b):
-        rank.until("set_consensus")
+    a, b = about_to_compete(store)
     a.until("increment_global_iteration")  # set, and read itself back: it won
     b.until("increment_global_iteration")  # so did this one
     a.until("done")
@@ -91,11 +86,7 @@ def test_a_clock_that_is_a_minute_ahead_excludes_everybody_else(store: dist.Stor
 
 
 def test_a_winner_that_dies_before_it_signals_leaves_the_others_waiting_for_ever(store: dist.Store) -> None:
-    a, b = Stepper(store, 0, 2), Stepper(store, 1, 2)
-    for rank in (a, b):
-        rank.until("read_arrived")
-    for rank in (a, b):
-        rank.until("set_consensus")
+    a, b = about_to_compete(store)
     a.step()
     b.until("signal_global_iteration_ready")  # and dies here
     assert store.add("global_iteration_counter", 0) == 1

@@ -1,7 +1,7 @@
 """A foreign or corrupt value in any key is one error that names key and value, at once, wherever it is read; and what is no error is safe."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any
@@ -14,7 +14,7 @@ import coxless
 from coxless import CorruptStoreError, Crew, keys
 from coxless.protocol.operations import CompareSet, Operation, Read
 from coxless.records import encode_members, epoch_of, parse_record
-from coxless.server import StoreServer, start_server
+from coxless.server import StoreServer
 from coxless.supervisor import mark_dead
 from coxless.training import Background, DataParallel, open_group
 
@@ -43,18 +43,9 @@ SILENT = {"heartbeat_interval": timedelta(seconds=50), "heartbeat_timeout": time
 SHORT = {"patience": timedelta(milliseconds=20), **SILENT}
 
 
-@pytest.fixture(scope="module")
-def server() -> Iterator[StoreServer]:
-    with start_server() as running:
-        yield running
-
-
 @pytest.fixture
-def store(server: StoreServer) -> Any:
-    client = coxless.connect(server.address)
-    for key in client.list_keys():
-        client.delete_key(key)
-    return client
+def store(address: str) -> Any:
+    return coxless.connect(address)
 
 
 class Scene:

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -12,26 +11,10 @@ import torch.distributed as dist
 
 import coxless
 from coxless import fault, keys
-from coxless.server import StoreServer, start_server
 from coxless_traces import mapping
 
 from ..conftest import needs_native_barrier
 from .crews import QUICK, crew_of, in_threads
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StoreServer]:
-    with start_server() as running:
-        yield running
-
-
-@pytest.fixture
-def address(server: StoreServer) -> str:
-    """The server, emptied."""
-    store = coxless.connect(server.address)
-    for key in store.list_keys():
-        store.delete_key(key)
-    return server.address
 
 
 @pytest.mark.parametrize("size", [1, 2, 10, 30])

@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
 
 import pytest
 
-from coxless.server import StoreServer, start_server
+from coxless.server import StoreServer
 
 pytestmark = pytest.mark.processes
 
@@ -48,12 +47,6 @@ client = store.clone()
 store_wait = lambda: client.wait(["never"], timedelta(seconds=1.2))
 Attempt(wait_at_store)
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StoreServer]:
-    with start_server() as running:
-        yield running
 
 
 def end_of(server: StoreServer, how: str) -> int:

@@ -4,7 +4,7 @@ import os
 import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +14,9 @@ import coxless
 from coxless.dead_marks import mark_dead
 from coxless.server import StoreServer, start_server
 
-from .crews import Process, stopped
+from .crews import SILENT, Process, Start, assert_out_of_reach, at, founded, starting, step, stopped
 
 pytestmark = pytest.mark.processes
-
-TIMEOUT = 3.0
-QUICK: dict[str, Any] = {
-    "heartbeat_interval": 0.3,
-    "heartbeat_timeout": TIMEOUT,
-    "join_timeout": 60,
-    "timeout": 60,
-    "stepwise": True,
-}
-Start = Callable[..., Process]
 
 
 @pytest.fixture
@@ -37,34 +27,13 @@ def server() -> Iterator[StoreServer]:
 
 @pytest.fixture
 def start(server: StoreServer) -> Iterator[Start]:
-    """Starts a rank of a crew of three; all are ended at the end of the test."""
-    processes: list[Process] = []
-
-    def start(rank: int, size: int = 3, **options: Any) -> Process:
-        processes.append(Process(server.address, rank, size, **{**QUICK, **options}))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.end()
-
-
-def at(number: int) -> Callable[[dict[str, Any]], bool]:
-    return lambda line: line.get("iteration", 0) >= number
-
-
-def step(ranks: list[Process], number: int, vote: str = "ok") -> list[dict[str, Any]]:
-    """All vote, and arrive together at iteration `number`."""
-    for rank in ranks:
-        rank.tell(vote)
-    return [rank.until(at(number)) for rank in ranks]
+    with starting(server.address) as started:
+        yield started
 
 
 def test_the_six_phases_of_a_healthy_iteration(start: Start) -> None:
     """Train, arrive, detect, race, advance, go on: all see the same iteration, winner and participants."""
-    ranks = [start(rank) for rank in range(3)]
-    for rank in ranks:
-        rank.until(at(1))
+    ranks = founded(start)
     for number in range(2, 6):
         views = step(ranks, number)
         assert [view["iteration"] for view in views] == [number] * 3
@@ -74,9 +43,7 @@ def test_the_six_phases_of_a_healthy_iteration(start: Start) -> None:
 
 
 def test_scenario_1_a_rank_crashes_in_training_and_the_others_go_on(start: Start) -> None:
-    ranks = [start(rank) for rank in range(3)]
-    for rank in ranks:
-        rank.until(at(1))
+    ranks = founded(start)
     before = step(ranks, 2)[0]
     ranks[1].signal(signal.SIGKILL)
     others = [ranks[0], ranks[2]]
@@ -84,7 +51,7 @@ def test_scenario_1_a_rank_crashes_in_training_and_the_others_go_on(start: Start
     assert [view["ranks"] for view in views] == [[0, 2], [0, 2]]
     assert all(view["committed"] for view in views), "both that went on voted ok"
     # Not before the heartbeat timeout (nobody is left out for being slow), and not long after it.
-    assert TIMEOUT - 0.5 < views[0]["at"] - before["at"] < TIMEOUT + 2
+    assert SILENT - 0.5 < views[0]["at"] - before["at"] < SILENT + 2
     assert [view["ranks"] for view in step(others, 4)] == [[0, 2], [0, 2]]
 
 
@@ -164,9 +131,7 @@ def test_a_process_that_is_killed_as_it_starts_costs_its_rank_an_incarnation_and
 
 
 def test_a_frozen_rank_is_left_behind_learns_it_and_comes_back_without_the_state(start: Start) -> None:
-    ranks = [start(rank) for rank in range(3)]
-    for rank in ranks:
-        rank.until(at(1))
+    ranks = founded(start)
     step(ranks, 2)
     ranks[2].signal(signal.SIGSTOP)
     others = ranks[:2]
@@ -210,23 +175,13 @@ def _member_of_two(views: list[dict[str, Any]], newer: Process) -> str:
 
 
 def test_a_store_that_dies_is_one_clear_error_in_time_on_every_rank(start: Start, server: StoreServer) -> None:
-    ranks = [start(rank, timeout=4.0) for rank in range(3)]
-    for rank in ranks:
-        rank.until(at(1))
+    ranks = founded(start, timeout=4.0)
     server.kill()
-    for rank in ranks:
-        rank.tell("ok")
-    for rank in ranks:
-        line = rank.until(lambda line: "error" in line)
-        assert line["error"] == "StoreUnreachableError"
-        assert f"the store at {server.address} cannot be reached" in line["message"]
-        assert rank.popen.wait(10) == 3
+    assert_out_of_reach(ranks, f"the store at {server.address} cannot be reached")
 
 
 def test_a_store_that_comes_back_empty_gets_the_latest_iteration_back(start: Start, server: StoreServer) -> None:
-    ranks = [start(rank) for rank in range(3)]
-    for rank in ranks:
-        rank.until(at(1))
+    ranks = founded(start)
     step(ranks, 2)
     server.kill()
     with start_server(port=server.port):
@@ -250,7 +205,7 @@ def test_a_store_that_hangs_and_comes_back_is_told_of_once_and_makes_nobody_susp
         return view["member"], view["ranks"], view["holds"], view["rejoined"]
 
     stopped(server.pid)
-    threading.Timer(2 * TIMEOUT, os.kill, (server.pid, signal.SIGCONT)).start()
+    threading.Timer(2 * SILENT, os.kill, (server.pid, signal.SIGCONT)).start()
     for number in (3, 4):
         views = step(ranks, number)
         assert all((view["iteration"], view["ranks"], view["committed"]) == (number, [0, 1, 2], True) for view in views)
@@ -260,4 +215,4 @@ def test_a_store_that_hangs_and_comes_back_is_told_of_once_and_makes_nobody_susp
         assert re.fullmatch(rf"the store at {server.address} is away \(no answer for 2\.[5-9] s\): waiting for it", away)
         seconds = re.fullmatch(rf"the store at {server.address} is back, after ([0-9.]+) s", back)
         assert seconds is not None
-        assert 2 * TIMEOUT - 1 < float(seconds[1]) < 2 * TIMEOUT + 20
+        assert 2 * SILENT - 1 < float(seconds[1]) < 2 * SILENT + 20

@@ -2,25 +2,18 @@
 
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
 
 from coxless.connection import Connection
-from coxless.server import StoreServer, start_server
+from coxless.server import StoreServer
 from coxless.store import connect
 
 from .crews import crew_of, in_threads
 
 pytestmark = pytest.mark.processes
 PATIENCE = timedelta(seconds=0.5)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StoreServer]:
-    with start_server() as running:
-        yield running
 
 
 @pytest.mark.parametrize("held", ["1", None])

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -23,12 +22,6 @@ from coxless.store import connect
 
 pytestmark = pytest.mark.processes
 PATIENCE = 60
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StoreServer]:
-    with start_server() as running:
-        yield running
 
 
 def serve(*options: str) -> subprocess.Popen[str]:

@@ -6,7 +6,6 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 
@@ -22,12 +21,6 @@ from coxless.store import connect, embedded_store, parse_address, refuse_unfit, 
 from .crews import QUICK, crew_of, in_threads, stopped
 
 SOON = timedelta(seconds=0.5)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StoreServer]:
-    with start_server() as running:
-        yield running
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -26,12 +26,6 @@ from coxless.supervisor import Event, Exited, Kind, Supervisor, backoff, never
 pytestmark = pytest.mark.processes
 PATIENCE = 60
 NOW = timedelta(0)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StoreServer]:
-    with start_server() as running:
-        yield running
 
 
 class Watch:

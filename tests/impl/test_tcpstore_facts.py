@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from pathlib import Path
@@ -27,12 +27,6 @@ from ..conftest import needs_native_barrier
 SOON = timedelta(milliseconds=50)
 LONG = timedelta(seconds=60)
 PROBE = "?probe?"
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StoreServer]:
-    with start_server() as running:
-        yield running
 
 
 @pytest.fixture

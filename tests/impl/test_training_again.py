@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -12,28 +11,12 @@ import torch
 from torch import nn
 
 import coxless
-from coxless.server import StoreServer, start_server
 from coxless.training import DataParallel, batch_at
 
 from .crews import crew_of, in_threads
 from .training import BATCH, SAMPLES, Rank, digest, loss_of, same_as_alone
 
 pytestmark = pytest.mark.usefixtures("loopback")
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[StoreServer]:
-    with start_server() as running:
-        yield running
-
-
-@pytest.fixture
-def address(server: StoreServer) -> str:
-    """The server, emptied."""
-    store = coxless.connect(server.address)
-    for key in store.list_keys():
-        store.delete_key(key)
-    return server.address
 
 
 @pytest.mark.parametrize("size", [1, 2, 3])

@@ -59,6 +59,18 @@ def restart(server: StoreServer) -> Once:
     return Once(lambda: (server.kill(), server.start()))
 
 
+def three_train(server: StoreServer, strike: Callable[[str, Any, Rank], None]) -> None:
+    """Three ranks make every update once. `strike` is told of each moment of each of them."""
+
+    def body(number: int) -> Rank:
+        with crew_of(server.address, number, 3) as crew:
+            rank = Rank(crew, at=strike)
+            rank.train(TOTAL)
+        return rank
+
+    same_as_alone(in_threads(3, body), TOTAL)
+
+
 MOMENTS = {
     "in a step, before the collective": ("bucket", 4),
     "between the collective and the vote": ("averaged", 4),
@@ -76,13 +88,7 @@ def test_a_store_that_comes_back_empty_costs_no_update(server: StoreServer, mome
         if (name, iteration.number) == MOMENTS[moment] and rank.crew.rank == 1:
             now()
 
-    def body(number: int) -> Rank:
-        with crew_of(server.address, number, 3) as crew:
-            rank = Rank(crew, at=strike)
-            rank.train(TOTAL)
-        return rank
-
-    same_as_alone(in_threads(3, body), TOTAL)
+    three_train(server, strike)
     assert now.done
 
 
@@ -166,13 +172,7 @@ def test_a_store_that_hangs_for_a_while_costs_no_update(server: StoreServer) -> 
         if (name, iteration.number) == ("averaged", 4):
             now()
 
-    def body(number: int) -> Rank:
-        with crew_of(server.address, number, 3) as crew:
-            rank = Rank(crew, at=strike)
-            rank.train(TOTAL)
-        return rank
-
-    same_as_alone(in_threads(3, body), TOTAL)
+    three_train(server, strike)
 
 
 def test_a_store_that_is_gone_at_the_end_does_not_spoil_it(server: StoreServer) -> None:

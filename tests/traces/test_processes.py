@@ -22,22 +22,9 @@ from coxless_traces.commands import replay
 from coxless_traces.processes import RankProcessError, RemoteReplica, in_processes
 from coxless_traces.replay import Lockstep
 from coxless_traces.targets import Torch
-from coxless_traces.walks import Step, walk
+from coxless_traces.walks import ONE_OF_EACH, Step, walk
 
-SYSTEM = hardened(
-    2,
-    3,
-    crashes=1,
-    restarts=1,
-    suspicions=1,
-    failed_votes=1,
-    lost_replies=1,
-    join_timeouts=1,
-    second_processes=1,
-    leaves=1,
-    dead_marks=1,
-    store_losses=1,
-)
+SYSTEM = hardened(2, 3, **ONE_OF_EACH)
 TRACES = Path(__file__).parents[2] / "traces"
 
 pytestmark = pytest.mark.processes

@@ -16,22 +16,11 @@ from coxless_model.results import Trace
 from coxless_traces.commands import replay
 from coxless_traces.replay import Lockstep, Mismatch
 from coxless_traces.targets import Memory, target
-from coxless_traces.walks import replayable
+from coxless_traces.walks import ONE_OF_EACH, replayable
 
 from .library_mutants import MUTANTS, apply
 
-SYSTEM = hardened(
-    2,
-    2,
-    crashes=1,
-    restarts=1,
-    suspicions=1,
-    failed_votes=1,
-    lost_replies=1,
-    join_timeouts=1,
-    second_processes=1,
-    store_losses=1,
-)
+SYSTEM = hardened(2, 2, **{**ONE_OF_EACH, "leaves": 0, "dead_marks": 0})
 EXAMPLES = int(os.environ.get("COXLESS_EXAMPLES", "25"))
 
 

@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,53 +18,15 @@ from coxless.stores.local_etcd import LocalEtcd
 from coxless_traces.validation import validate
 
 from ...conftest import NewRun
-from ..crews import Process, crew_of, in_threads
+from ..crews import SILENT, Start, assert_out_of_reach, at, crew_of, founded, in_threads, starting, step
 
 pytestmark = pytest.mark.processes
-
-SILENT = 3.0
-QUICK: dict[str, Any] = {
-    "heartbeat_interval": 0.3,
-    "heartbeat_timeout": SILENT,
-    "join_timeout": 60,
-    "timeout": 60,
-    "stepwise": True,
-}
-Start = Callable[..., Process]
 
 
 @pytest.fixture
 def start(etcd3: LocalEtcd) -> Iterator[Start]:
-    """Starts a rank of a crew of three; all are ended at the end of the test."""
-    processes: list[Process] = []
-
-    def start(rank: int, size: int = 3, **options: Any) -> Process:
-        environment = options.pop("environment", None)
-        address = options.pop("address", etcd3.address("crew"))
-        processes.append(Process(address, rank, size, environment=environment, **{**QUICK, **options}))
-        return processes[-1]
-
-    yield start
-    for process in processes:
-        process.end()
-
-
-def at(number: int) -> Callable[[dict[str, Any]], bool]:
-    return lambda line: line.get("iteration", 0) >= number
-
-
-def founded(start: Start, **options: Any) -> list[Process]:
-    ranks = [start(rank, **options) for rank in range(3)]
-    for rank in ranks:
-        rank.until(at(1))
-    return ranks
-
-
-def step(ranks: list[Process], number: int) -> list[dict[str, Any]]:
-    """All vote, and arrive together at iteration `number`."""
-    for rank in ranks:
-        rank.tell("ok")
-    return [rank.until(at(number)) for rank in ranks]
+    with starting(etcd3.address("crew")) as started:
+        yield started
 
 
 def test_healthy_iterations(start: Start) -> None:
@@ -131,13 +93,7 @@ def test_without_a_quorum_there_is_one_clear_error_in_time(etcd3: LocalEtcd, sta
     leader = etcd3.await_leader()
     etcd3.kill(leader)
     etcd3.kill((leader + 1) % 3)
-    for rank in ranks:
-        rank.tell("ok")
-    for rank in ranks:
-        line = rank.until(lambda line: "error" in line)
-        assert line["error"] == "StoreUnreachableError"
-        assert f"the store at {etcd3.address('crew')} cannot be reached: no member of" in line["message"]
-        assert rank.popen.wait(10) == 3
+    assert_out_of_reach(ranks, f"the store at {etcd3.address('crew')} cannot be reached: no member of")
 
 
 def test_back_with_a_quorum_it_goes_on_with_everybody(etcd3: LocalEtcd, start: Start) -> None:
