@@ -8,7 +8,11 @@ import subprocess
 import sys
 import threading
 import time
+<<<<<<< Updated upstream
 from collections.abc import Callable, Iterator, Sequence
+=======
+from collections.abc import Callable, Iterator
+>>>>>>> Stashed changes
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -137,9 +141,8 @@ def starting(address: str) -> Iterator[Start]:
     processes: list[Process] = []
 
     def start(rank: int, size: int = 3, **options: Any) -> Process:
-        environment = options.pop("environment", None)
         where = options.pop("address", address)
-        processes.append(Process(where, rank, size, environment=environment, **{**STEPWISE, **options}))
+        processes.append(Process(where, rank, size, **{**STEPWISE, **options}))
         return processes[-1]
 
     yield start

@@ -18,7 +18,7 @@ import struct
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -36,6 +36,10 @@ CUTS = (
 )
 """request lost: the store never sees it. while it waits: the request has been passed on, its reply is not waited for. reply lost: the
 store has replied, the client does not see it. reset: the client is sent RST, not FIN."""
+
+
+Delays = Mapping[str, float]
+"""How long (s) a request is held whose name begins so; the longest beginning counts."""
 
 
 class Point(NamedTuple):
@@ -74,15 +78,15 @@ def ways_to_cut(request: Request) -> list[str]:
 class Proxy:
     """A proxy in a process of its own, in front of the server at `store` ("host:port")."""
 
-    def __init__(self, store: str, *, doors: int = 1, delays: Sequence[float] = (), listen: bool = False) -> None:
-        """delays: for each door, how long (s) each request is held, as if that rank were farther away. listen: tell requests apart,
-        so that they are recorded and can be cut at; without it bytes are passed on as they come, whatever they are."""
+    def __init__(self, store: str, *, doors: int = 1, delays: Sequence[Delays] = (), listen: bool = False) -> None:
+        """delays: for each door, how long requests are held, as if that rank were farther away. listen: tell requests apart, so that
+        they are recorded, held and can be cut at; without it bytes are passed on as they come, whatever they are."""
         host, _, port = store.rpartition(":")
         given = {
             "host": host,
             "port": int(port),
             "doors": doors,
-            "delays": [*delays, *[0.0] * (doors - len(delays))],
+            "delays": [*delays, *[{}] * (doors - len(delays))],
             "listen": listen,
         }
         self._process = subprocess.Popen(
@@ -217,8 +221,9 @@ class _Connection:
                 # Not one of its ways where it is another request than in the run before.
                 how = point.how if point.how in ways_to_cut(request) else "request lost"
                 self.hub.point, self.cutting = None, f"{request}: {how}"
-        if delay := self.hub.delays[self.door]:
-            await asyncio.sleep(delay)
+        delays = self.hub.delays[self.door]
+        if beginnings := [beginning for beginning in delays if name.startswith(beginning)]:
+            await asyncio.sleep(delays[max(beginnings, key=len)])
         if how is None:
             await loop.sock_sendall(self.server, request.data)
         elif how.startswith("request lost"):
@@ -250,7 +255,7 @@ class _Connection:
 
 
 class _Hub:
-    def __init__(self, host: str, port: int, doors: int, delays: list[float], listen: bool) -> None:
+    def __init__(self, host: str, port: int, doors: int, delays: list[Delays], listen: bool) -> None:
         self.where, self.doors, self.delays, self.listen = (host, port), doors, delays, listen
         self.open: dict[_Connection, list[asyncio.Task[None]]] = {}
         self.said: list[list[Any]] = []
