@@ -8,11 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-<<<<<<< Updated upstream
 from collections.abc import Callable, Iterator, Sequence
-=======
-from collections.abc import Callable, Iterator
->>>>>>> Stashed changes
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path

@@ -5,10 +5,7 @@ import re
 import signal
 import threading
 from collections.abc import Iterator
-<<<<<<< Updated upstream
 from pathlib import Path
-=======
->>>>>>> Stashed changes
 from typing import Any
 
 import pytest
@@ -194,7 +191,6 @@ def test_a_store_that_comes_back_empty_gets_the_latest_iteration_back(start: Sta
         step(ranks, 4)
 
 
-<<<<<<< Updated upstream
 def test_a_store_that_hangs_and_comes_back_is_told_of_once_and_makes_nobody_suspect(
     start: Start, server: StoreServer, tmp_path: Path
 ) -> None:
@@ -220,11 +216,3 @@ def test_a_store_that_hangs_and_comes_back_is_told_of_once_and_makes_nobody_susp
         seconds = re.fullmatch(rf"the store at {server.address} is back, after ([0-9.]+) s", back)
         assert seconds is not None
         assert 2 * SILENT - 1 < float(seconds[1]) < 2 * SILENT + 20
-=======
-def test_a_store_that_hangs_makes_nobody_suspect(start: Start, server: StoreServer) -> None:
-    ranks = founded(start)
-    stopped(server.pid)
-    threading.Timer(2 * SILENT, os.kill, (server.pid, signal.SIGCONT)).start()
-    views = step(ranks, 2)
-    assert all(view["ranks"] == [0, 1, 2] for view in views)
->>>>>>> Stashed changes
