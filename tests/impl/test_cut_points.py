@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(3600)]
 ALL = os.environ.get("COXLESS_CUTS") == "all"
 AFAR = {"": 0.002, "compare_set global_iteration_counter": 0.02}
 """Rank 1 is so much (s) farther from the store, and so much slower when ranks compete, so that runs are alike."""
-SAMPLED = 6
+SAMPLED = 5
 """So many points of each way are taken in a usual test run."""
 LOOKS = 3
 """So many runs are not cut. A point is named by its operation, and a request that each of them has sent belongs to the run; one that only

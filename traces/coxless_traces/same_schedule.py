@@ -46,6 +46,8 @@ class Witness:
     """The latest iteration of each rank, over its restarts."""
     trained: set[Member] = field(default_factory=set)
     """Who has made an update, and so holds the state."""
+    failed: set[Member] = field(default_factory=set)
+    """Whose step failed since the last decision."""
     alive: set[Member] = field(default_factory=set)
     register: Record | None = None
     world_size: int = 0
@@ -71,10 +73,10 @@ class Witness:
             listed = contents.get(keys.members(record.epoch))
             if listed is None:
                 harm("S4", f"iteration {record.iteration} names the list {record.epoch}, which is not there")
-            members = parse_members(record.epoch, listed)
-        self._decision(record, self.lists.get(before.iteration, ()), members)
+            members = _listed(record.epoch, listed)
+        self._decision(record, self.lists.get(before.iteration, ()), members, kept=record.epoch == before.epoch)
 
-    def _decision(self, record: Record, before: tuple[Listed, ...], members: tuple[Listed, ...]) -> None:
+    def _decision(self, record: Record, before: tuple[Listed, ...], members: tuple[Listed, ...], *, kept: bool) -> None:
         k = record.iteration
         self.decided[k], self.lists[k] = record._replace(attention=False), members
         now = [member for member, _ in members]
@@ -83,20 +85,22 @@ class Witness:
                 harm("S3", f"iteration {k} goes on without {member}, which is alive and was suspected by nobody")
         if k == 1 and len(now) < self.world_size and not self.waited:
             harm("S3", f"{', '.join(map(str, now))} founded the job without waiting for the other ranks")
-        ranks = [member.rank for member in now]
-        if len(set(ranks)) < len(ranks):
-            harm("S6", f"iteration {k} lists two processes of a rank: {', '.join(map(str, now))}")
-        for member, holds in members:
-            if holds and member not in self.trained:
+        for member in now:
+            if any(other.replaces(member) for other, _ in before):
+                harm("S6", f"iteration {k} lists {member} in the place of a newer process")
+        goes_on = [member for member, _ in before if member in now]
+        if record.committed != (bool(goes_on) and not self.failed.intersection(goes_on)):
+            votes = ", ".join(f"{member} {'failed' if member in self.failed else 'ok'}" for member in goes_on)
+            harm("S8", f"iteration {k} says committed={record.committed}; of those who voted go on: {votes or 'nobody'}")
+        self.failed = set()
+        holders = [member for member, holds in members if holds or kept]  # keeping an epoch says so of all
+        for member in holders:
+            if member not in self.trained:
                 harm("S7", f"iteration {k} lists {member} with a model state that it never had")
-        if any(holds for member, holds in before if member in now) and not any(holds for _, holds in members):
+            if member not in goes_on:
+                harm("S7", f"iteration {k} lists {member} with a model state that lacks an update: it was not in {k - 1}")
+        if self.trained.intersection(goes_on) and not holders:
             harm("S7", f"nobody is listed with the model state in iteration {k}, though one who held it goes on")
-        goes_on = any(member in now for member, _ in before)
-        if record.committed != goes_on:
-            harm(
-                "S8",
-                f"iteration {k} says committed={record.committed}; of those who voted, all ok, {(goes_on and 'some') or 'nobody'} goes on",
-            )
 
     def told(self, rank: int, decision: Decision) -> None:
         """A rank has a decision."""
@@ -110,6 +114,14 @@ class Witness:
         if k <= self.reached.get(rank, 0):
             harm("S5", f"rank {rank} went from iteration {self.reached[rank]} to {k}")
         self.reached[rank] = k
+
+
+def _listed(epoch: str, text: str) -> tuple[Listed, ...]:
+    """The list of this epoch. One with two processes of a rank, which the library refuses to read, is harm of its own (S6)."""
+    ranks = [entry.partition(".")[0] for entry in text.split(",") if entry]
+    if len(set(ranks)) < len(ranks):
+        harm("S6", f"the list of the epoch {epoch} has two processes of a rank: {text}")
+    return parse_members(epoch, text)
 
 
 class SameSchedule:
