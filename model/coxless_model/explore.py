@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 
 from coxless_model.keyed import TooMany
+from coxless_model.looks import Branch
 from coxless_model.machine import Action, Invariant, Situation, StepKind, System, Views, expected_actions, step_kinds
 from coxless_model.memory import resident
 from coxless_model.packed import Packed, Steps
@@ -79,30 +80,26 @@ class Known:
         self.uses = 0
 
 
-class Table:
-    """For one local part of an actor: the pieces of the shared part that matter to it, and what it may do for each value that
-    they take.
-
-    The mask grows as it turns out that more matters. What was known before stays right: it is found only where the pieces
-    that it depends on are the same, and those that were not looked at then are all zero in its key.
-    """
-
-    __slots__ = ("known", "mask")
-
-    def __init__(self) -> None:
-        self.mask = 0
-        self.known: dict[int, Known] = {}
+NOTHING = Branch()
+"""Of a local part that nothing is known of."""
 
 
 class Lane:
-    """One actor and one kind of its steps, and a table for each local part that it had. (The environment has none of its own: 0.)"""
+    """One actor and one kind of its steps, and what is known of each local part that it had. (The environment has none of its own: 0.)"""
 
     def __init__(self, actor: int, kind: StepKind, place: int, mask: int) -> None:
         self.actor = actor
         self.kind = kind
         self.place = place
         self.mask = mask
-        self.tables: dict[int, Table] = {}
+        self.known: list[Branch] = []
+        """By the number of the local part."""
+
+    def of(self, own: int) -> Branch:
+        """What is known of a local part, for more to be added to it."""
+        if self.known[own] is NOTHING:
+            self.known[own] = Branch()
+        return self.known[own]
 
 
 class Viewed:
@@ -117,9 +114,17 @@ class Viewed:
         """For each rank, what each local part adds to the view of the state."""
         self.clean: set[int] = set()
         """The views that have been asked."""
+        self._shared = Branch()
 
-    def of_shared(self, view: Hashable) -> int:
-        return self._numbers.setdefault(view, len(self._numbers)) << self._packed.shift
+    def of_shared(self, wide: int) -> int:
+        """What a shared part adds to the view of the state; -1 if nothing need be asked there."""
+        found: int | None = self._shared.find(wide)
+        if found is None:
+            shared, seen = self._packed.parts.noting(wide)
+            view = self.views.shared(shared)
+            found = -1 if view is None else self._numbers.setdefault(view, len(self._numbers)) << self._packed.shift
+            self._shared.add(wide, self._packed.parts.looks(seen), found)
+        return found
 
     def of_local(self, place: int, own: int) -> int:
         view = self.views.local(self._packed.locals[own])
@@ -172,6 +177,7 @@ class Search:
         self.found: dict[str, tuple[int, str]] = {}
         self.stuck = 0
         self.depth = 0
+        self._make_room()
 
     def run(self, limits: Limits, on_progress: Callable[[Progress], None] | None) -> Result:
         layer = [self.packed.initial]
@@ -218,8 +224,10 @@ class Search:
             number = key >> shift
             wide = wides[number]
             for lane in lanes if self.ample is None else self._ample_lanes(key):
-                table = lane.tables.get(key >> lane.place & lane.mask)
-                known = table.known.get(wide & table.mask) if table is not None else None
+                branch = lane.known[key >> lane.place & lane.mask]
+                known = branch.known.get(wide & branch.mask)
+                while type(known) is Branch:
+                    known = known.known.get(wide & known.mask)
                 if known is None:
                     known = learn(lane, key)
                 known.uses += 1
@@ -266,8 +274,7 @@ class Search:
 
     def known(self, lane: Lane, key: int) -> Known:
         """What the actor may do in the state."""
-        table = lane.tables.get(key >> lane.place & lane.mask)
-        found = None if table is None else table.known.get(self.packed.wides[key >> self.packed.shift] & table.mask)
+        found = lane.known[key >> lane.place & lane.mask].find(self.packed.wides[key >> self.packed.shift])
         return found or self.learn(lane, key)
 
     def learn(self, lane: Lane, key: int) -> Known:
@@ -282,12 +289,15 @@ class Search:
         differences = tuple(self.pairs.setdefault(pair, pair) for pair in together if pair != (0, 0))
         differences = self.several.setdefault(differences, differences)
         known = Known(differences, self.names.setdefault(names, names), lively, alone)
-        table = lane.tables.setdefault(own, Table())
-        table.mask |= steps.mask
-        table.known[wide & table.mask] = known
+        lane.of(own).add(wide, steps.looks, known)
+        self._make_room()
         if self.missing:
             self._look_for_situations(known, key, rank, steps)
         return known
+
+    def _make_room(self) -> None:
+        for lane in self.lanes:
+            lane.known += [NOTHING] * (len(self.packed.locals) - len(lane.known))
 
     def _look_for_situations(self, known: Known, key: int, rank: int, steps: Steps) -> None:
         # Steps that were learned for one state stand for those of states with another shared part, if it comes in pieces.
@@ -341,16 +351,15 @@ class Search:
     def _check_shared(self, key: int) -> tuple[tuple[Invariant, ...], tuple[tuple[Viewed, int], ...]]:
         """Those that depend on the shared part only, once for each shared part; the others are returned, and the views of it."""
         to_ask: list[Invariant] = []
-        before = self.packed.unpack(key)
         for invariant in self.invariants:
-            state = Watched.of(before)
+            state = Watched.of(self.packed.unpack(key))
             wrong = invariant.check(state)
             if state.looked:
                 to_ask.append(invariant)
             elif wrong is not None:
                 self.found.setdefault(invariant.id, (key, wrong))
-        views = ((each, each.views.shared(before.shared)) for each in self.viewed)
-        return tuple(to_ask), tuple((each, each.of_shared(view)) for each, view in views if view is not None)
+        views = ((each, each.of_shared(self.packed.wides[key >> self.packed.shift])) for each in self.viewed)
+        return tuple(to_ask), tuple((each, view) for each, view in views if view >= 0)
 
     def note_stuck(self, key: int) -> None:
         self.stuck += 1
@@ -383,7 +392,7 @@ class Search:
         seconds = time.monotonic() - self.started
         memory = self.memory()
         taken: Counter[str] = Counter()
-        for known in (known for lane in self.lanes for table in lane.tables.values() for known in table.known.values()):
+        for known in (known for lane in self.lanes for branch in lane.known for known in branch.answers()):
             for name in known.names:
                 taken[name] += known.uses
         if self.found:

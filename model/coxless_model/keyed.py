@@ -50,8 +50,8 @@ class Keys:
         self._room = room
         self._pieces: dict[Any, KeyPiece] = {}
         self._top = bottom
-        self.everything = -1 << bottom
-        """The mask of all keys, those included that are yet to be met."""
+        self.mask = -1 << bottom
+        """The bits of all keys, those included that are yet to be met."""
 
     def piece(self, key: Any) -> KeyPiece:
         found = self._pieces.get(key)
@@ -100,19 +100,19 @@ def noting_methods(keys: Keys, entries_at: int) -> dict[str, Any]:
         return thing
 
     def get(self: Any, key: Any, default: Any = None) -> Any:
-        self.seen.keys.add(keys.piece(key))
+        self.seen.look(keys.piece(key))
         return self.content.get(key, default)
 
     def put(self: Any, key: Any, value: Any) -> Any:
-        self.seen.keys.add(keys.piece(key))
+        self.seen.look(keys.piece(key))
         return changed(self, {**self.content, key: value})
 
     def drop(self: Any, key: Any) -> Any:
-        self.seen.keys.add(keys.piece(key))
+        self.seen.look(keys.piece(key))
         return changed(self, {other: value for other, value in self.content.items() if other != key})
 
     def entries(self: Any) -> Entries:
-        self.seen.every_key = True
+        self.seen.look(keys)
         return in_order(self.content)
 
     def all_keys(self: Any) -> tuple[Any, ...]:

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from coxless_model.keyed import TooMany
+from coxless_model.looks import Looks
 from coxless_model.machine import Action, State, Step, StepKind, System
 from coxless_model.parts import WHOLE, Layout, Parts
 
@@ -35,12 +36,16 @@ class Pair(NamedTuple):
 
 
 class Steps(NamedTuple):
-    """What one actor may do, wherever the pieces in `mask` and its local part are the same."""
+    """What one actor may do, wherever the pieces in `looks` and its local part are the same."""
 
-    mask: int
+    looks: Looks
     onto_shared: tuple[int, ...]
     onto_local: tuple[int, ...]
     actions: tuple[Action, ...]
+
+    @property
+    def mask(self) -> int:
+        return sum(self.looks)
 
 
 class Packed:
@@ -112,7 +117,7 @@ class Packed:
                 onto_shared.append(self.parts.difference(shared, step.shared, seen))
                 onto_local.append((self.number_of_local(step.local) - own) << (LOCAL_BITS * actor))
                 actions.append(step.action)
-        return Steps(self.parts.mask(seen), tuple(onto_shared), tuple(onto_local), tuple(actions))
+        return Steps(self.parts.looks(seen), tuple(onto_shared), tuple(onto_local), tuple(actions))
 
     def steps(self, actor: int, key: int) -> Pair:
         """What the actor may do in the state, asked of the specification."""

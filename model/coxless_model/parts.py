@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from coxless_model.keyed import KeyPiece, Keys, TooMany, noting_methods
+from coxless_model.looks import Looks
 
 
 class Piece(NamedTuple):
@@ -112,7 +113,7 @@ class Parts:
             values.append(self.keys.content(wide))
         if self.split:
             return self._shape.noting(values, seen), seen
-        seen.pieces.add(0)
+        seen.look(0)
         return values[0], seen
 
     def difference(self, before: Any, after: Any, seen: "Seen") -> int:
@@ -142,32 +143,37 @@ class Parts:
                 raise ValueError(f"{shape.kind.__name__}: {value!r} stands where the layout says that nothing changes")
         return total
 
-    def mask(self, seen: "Seen") -> int:
-        mask = 0
-        for which in seen.pieces:
-            mask |= self.masks[which]
-        for piece in seen.keys:
-            mask |= piece.mask
-        return mask | self.keys.everything if self.keys is not None and seen.every_key else mask
+    def looks(self, seen: "Seen") -> Looks:
+        """The bits of what was looked at, in that order, each only once."""
+        looks, before = [], 0
+        for what in seen.pieces:
+            mask = (self.masks[what] if type(what) is int else what.mask) & ~before  # type: ignore[union-attr]
+            if mask:
+                looks.append(mask)
+                before |= mask
+        return tuple(looks)
 
 
 class Seen:
-    """What was looked at."""
+    """What was looked at, in that order: pieces by their numbers, keys of the mapping, all keys."""
 
-    __slots__ = ("every_key", "keys", "pieces")
+    __slots__ = ("_looked",)
 
     def __init__(self) -> None:
-        self.pieces: set[int] = set()
-        self.keys: set[KeyPiece] = set()
-        self.every_key = False
+        self._looked: dict[int | KeyPiece | Keys, None] = {}
+
+    @property
+    def pieces(self) -> tuple[int | KeyPiece | Keys, ...]:
+        return tuple(self._looked)
+
+    def look(self, what: int | KeyPiece | Keys) -> None:
+        self._looked[what] = None
 
     def look_at(self, shape: "Shape") -> None:
         """At everything in it."""
         for field in shape.fields:
-            if type(field) is int:
-                self.pieces.add(field)
-            elif type(field) is Keys:
-                self.every_key = True
+            if type(field) in (int, Keys):
+                self.look(field)
             elif type(field) is Shape:
                 self.look_at(field)
 
@@ -256,13 +262,15 @@ def _noting_kind(kind: type[Any], fields: tuple[Any, ...], layout: tuple[Piece, 
             return property(lambda self: tuple.__getitem__(self, place))
 
         def read(self: Any) -> Any:
-            self.seen.pieces.add(field)
+            self.seen.look(field)
             return tuple.__getitem__(self, place)
 
         return property(read)
 
     def replaced(self: Any, **changes: Any) -> Any:
-        self.seen.pieces.update(which for name in changes if (which := watched.get(name)) is not None)
+        for name in changes:
+            if (which := watched.get(name)) is not None:
+                self.seen.look(which)
         parts = [changes.pop(name, value) for name, value in zip(kind._fields, tuple.__iter__(self), strict=True)]
         if changes:
             raise ValueError(f"{kind.__name__} has no field {', '.join(changes)}")
