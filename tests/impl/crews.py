@@ -12,10 +12,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import coxless
 from coxless import Crew
+
+T = TypeVar("T")
 
 QUICK: dict[str, Any] = {
     "heartbeat_interval": timedelta(milliseconds=200),
@@ -52,6 +54,17 @@ def stopped(pid: int) -> None:
     os.kill(pid, signal.SIGSTOP)
     while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T":
         time.sleep(0.01)
+
+
+def patiently(action: Callable[[], T]) -> T:
+    """The action, repeated while its own deadline, which is short for a test's sake, is too short for a busy machine."""
+    deadline = time.monotonic() + 60
+    while True:
+        try:
+            return action()
+        except (coxless.IterationTimeoutError, coxless.StoreUnreachableError):
+            if time.monotonic() > deadline:
+                raise
 
 
 def crew_of(address: str, rank: int, size: int, **options: Any) -> Crew:
@@ -141,9 +154,11 @@ def starting(address: str) -> Iterator[Start]:
         processes.append(Process(where, rank, size, **{**STEPWISE, **options}))
         return processes[-1]
 
-    yield start
-    for process in processes:
-        process.end()
+    try:
+        yield start
+    finally:
+        for process in processes:
+            process.end()
 
 
 def at(number: int) -> Callable[[dict[str, Any]], bool]:

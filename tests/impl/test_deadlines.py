@@ -17,11 +17,11 @@ import torch
 import torch.distributed as dist
 
 import coxless
-from coxless import Crew, IterationTimeoutError, StoreUnreachableError
+from coxless import Crew, StoreUnreachableError
 from coxless.server import StoreServer, start_server
 from coxless.training import DataParallel
 
-from .crews import QUICK, in_threads, stopped
+from .crews import QUICK, in_threads, patiently, stopped
 
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("loopback")]
 
@@ -132,24 +132,15 @@ LARGE = [name for name, call in CALLS.items() if call.crew == "large"]
 
 
 def crew_for(name: str, store: dist.Store) -> Crew:
+    kind = CALLS[name].crew
+    prefix, rank, size = (
+        (kind, 0, 2 if kind == "newcomer" else 1) if kind != "large" else ("large", LARGE.index(name), len(LARGE))
+    )
     options: dict[str, Any] = {**QUICK, "heartbeat_timeout": timedelta(minutes=1), "timeout": SHORT}
-    match CALLS[name].crew:
-        case "newcomer":
-            return coxless.join(dist.PrefixStore("newcomer", store), rank=0, world_size=2, **options)
-        case "alone":
-            return advanced(coxless.join(dist.PrefixStore("alone", store), rank=0, world_size=1, **options))
-    return advanced(coxless.join(store, rank=LARGE.index(name), world_size=len(LARGE), **options))
-
-
-def advanced(crew: Crew) -> Crew:
-    """In its first iteration. Its timeout is short for so many threads of a busy machine, and may pass more than once."""
-    deadline = time.monotonic() + 60
-    while True:
-        try:
-            crew.advance()
-            return crew
-        except IterationTimeoutError:
-            assert time.monotonic() < deadline
+    crew = patiently(lambda: coxless.join(dist.PrefixStore(prefix, store), rank=rank, world_size=size, **options))
+    if kind != "newcomer":
+        patiently(crew.advance)
+    return crew
 
 
 Outcome = tuple[str, float, BaseException | None]
@@ -185,7 +176,8 @@ def test_each_call_ends_by_its_own_deadline(fault: str, monkeypatch: pytest.Monk
             if index == len(names):
                 strike()
                 return []
-            store = coxless.connect(server.address, timeout=SHORT)  # its clones give up as soon
+            store = coxless.connect(server.address)
+            store.set_timeout(SHORT)  # that of clones, too
             place = Place(server.address, store, crew_for(names[index], store))
             ready.wait(60)
             assert struck.wait(60)

@@ -205,7 +205,7 @@ def test_a_store_that_hangs_and_comes_back_is_told_of_once_and_makes_nobody_susp
         return view["member"], view["ranks"], view["holds"], view["rejoined"]
 
     stopped(server.pid)
-    threading.Timer(2 * SILENT, os.kill, (server.pid, signal.SIGCONT)).start()
+    threading.Timer(3 * SILENT, os.kill, (server.pid, signal.SIGCONT)).start()
     for number in (3, 4):
         views = step(ranks, number)
         assert all((view["iteration"], view["ranks"], view["committed"]) == (number, [0, 1, 2], True) for view in views)
@@ -215,4 +215,4 @@ def test_a_store_that_hangs_and_comes_back_is_told_of_once_and_makes_nobody_susp
         assert re.fullmatch(rf"the store at {server.address} is away \(no answer for 2\.[5-9] s\): waiting for it", away)
         seconds = re.fullmatch(rf"the store at {server.address} is back, after ([0-9.]+) s", back)
         assert seconds is not None
-        assert 2 * SILENT - 1 < float(seconds[1]) < 2 * SILENT + 20
+        assert 2.5 < float(seconds[1]) < 3 * SILENT + 20

@@ -18,7 +18,7 @@ import coxless
 from coxless import Crew, IterationTimeoutError, StoreUnreachableError
 from coxless.server import StoreServer, start_server
 
-from .crews import crew_of, in_threads
+from .crews import crew_of, in_threads, patiently
 from .training import Rank, build
 
 pytestmark = [pytest.mark.usefixtures("loopback"), pytest.mark.processes]
@@ -113,7 +113,7 @@ def test_a_store_that_stays_away_costs_no_state(server: StoreServer, phase: str)
                 died.append(time.monotonic())
 
     def body(number: int) -> Outcome:
-        with crew_of(server.address, number, SIZE, timeout=timedelta(seconds=ADVANCE)) as crew:
+        with patiently(lambda: crew_of(server.address, number, SIZE, timeout=timedelta(seconds=ADVANCE))) as crew:
             crews[number] = crew
             joined.wait(60)
             crew._driver.watchers.append(lambda state, operation, reply: strike(operation.step, state.record.iteration, number))
@@ -130,9 +130,9 @@ def test_a_store_that_stays_away_costs_no_state(server: StoreServer, phase: str)
                 try:
                     rank.train(TOTAL)
                     raise AssertionError("it came to its end")
-                except IterationTimeoutError:
-                    assert not died, "what is missing is the store, not a rank"  # else the machine is slow: once again
                 except coxless.CoxlessError as error:
+                    if not died and isinstance(error, IterationTimeoutError | StoreUnreachableError):
+                        continue  # the machine is slow: once again
                     return Outcome(error, time.monotonic() - died[0], rank, before)
 
     outcomes: list[Any] = in_threads(SIZE, body)

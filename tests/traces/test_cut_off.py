@@ -1,27 +1,25 @@
 """A rank whose network is gone: no connection is reset, nothing answers. The machines are network namespaces, joined by a cable (veth) that is
-pulled for longer than the heartbeat timeout and put back. Nothing leaves the namespaces."""
+pulled for longer than the heartbeat timeout and put back, or that carries nothing in one direction. Nothing leaves the namespaces."""
 
 import contextlib
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from coxless_traces.validation import validate
 
-from ..impl.crews import Process
+from ..impl.crews import SILENT, at, starting, step
 
 pytestmark = pytest.mark.processes
 
 HUB, FAR = "10.77.0.1", "10.77.0.2"
 PORT = 29400
-TIMEOUT = 2.0
-TIMING: dict[str, Any] = {"heartbeat_interval": 0.3, "heartbeat_timeout": TIMEOUT, "join_timeout": 60, "timeout": 60}
 
 
 @dataclass
@@ -77,63 +75,61 @@ def machines() -> Iterator[tuple[Machine, Machine]]:
         yield hub, far
 
 
-def step(ranks: list[Process], number: int) -> list[dict[str, Any]]:
-    for rank in ranks:
-        rank.tell("ok")
-    return [rank.until(lambda line: line.get("iteration", 0) >= number) for rank in ranks]
+LINK, ROUTE = ("ip", "link", "set", "cable"), ("ip", "route")
+CUTS = {
+    "the cable is pulled": (1, (*LINK, "down"), (*LINK, "up")),
+    # What it asks arrives: it is counted at the barrier, and never hears of that.
+    "replies are lost": (0, (*ROUTE, "add", "blackhole", FAR), (*ROUTE, "del", "blackhole", FAR)),
+    "requests are lost": (1, (*ROUTE, "add", "blackhole", HUB), (*ROUTE, "del", "blackhole", HUB)),
+}
+"""On which of the two machines, by which command, and what mends it."""
 
 
+@pytest.mark.parametrize("cut", CUTS)
 def test_a_rank_that_is_cut_off_is_left_behind_and_comes_back_with_the_network(
-    machines: tuple[Machine, Machine], tmp_path: Path
+    cut: str, machines: tuple[Machine, Machine], tmp_path: Path
 ) -> None:
     hub, far = machines
+    which, breaks, mends = CUTS[cut]
+    serve = [*hub.within, sys.executable, "-m", "coxless", "serve", "--host", HUB, "--port", str(PORT)]
+    logs = [tmp_path / f"log{rank}" for rank in range(3)]
     trace = tmp_path / "recorded"
-    environment = {"COXLESS_TRACE": str(trace)}
-    with contextlib.ExitStack() as stack:
-        server = subprocess.Popen([*hub.within, sys.executable, "-m", "coxless", "serve", "--host", HUB, "--port", str(PORT)])
-        stack.callback(lambda: (server.kill(), server.wait(10)))
+    with subprocess.Popen(serve) as server, starting(f"{HUB}:{PORT}") as start:
+        try:
+            ranks = [
+                start(rank, log=logs[rank], environment={"COXLESS_TRACE": str(trace)}, within=machine.within)
+                for rank, machine in enumerate((hub, hub, far))
+            ]
+            near, lone = ranks[:2], ranks[2]
+            for rank in ranks:
+                rank.until(at(1))
+            before = step(ranks, 2)
 
-        def start(rank: int, at: Machine) -> Process:
-            process = Process(
-                f"{HUB}:{PORT}",
-                rank,
-                3,
-                stepwise=True,
-                environment=environment,
-                log=tmp_path / f"log{rank}",
-                within=at.within,
-                **TIMING,
-            )
-            stack.callback(process.end)
-            return process
-
-        near, lone = [start(rank, hub) for rank in range(2)], start(2, far)
-        everybody = [*near, lone]
-        for rank in everybody:
-            rank.until(lambda line: "iteration" in line)
-        before = step(everybody, 2)
-
-        far.run("ip", "link", "set", "cable", "down")
-        lone.tell("ok")  # arrives, if it could
-        for number in (3, 4):
-            views = step(near, number)
+            machines[which].run(*breaks)
+            lone.tell("ok")  # it arrives, if it can
+            number, views = 3, step(near, 3)
+            if cut == "replies are lost" and views[0]["ranks"] == [0, 1, 2]:
+                number, views = 4, step(near, 4)
             assert [(view["ranks"], view["committed"]) for view in views] == [([0, 1], True)] * 2
-        assert views[0]["at"] - before[0]["at"] > TIMEOUT - 0.5, "not before the heartbeat timeout"
+            assert views[0]["at"] - before[0]["at"] > SILENT - 0.5, "not before the heartbeat timeout"
 
-        far.run("ip", "link", "set", "cable", "up")
-        while views[0]["ranks"] != [0, 1, 2]:
-            number += 1
-            views = step(near, number)
-            assert number < 100_000
-        back = lone.until(lambda line: "iteration" in line)
-        assert (back["iteration"], back["ranks"], back["rejoined"], back["holds"]) == (number, [0, 1, 2], True, False)
-        views = step(everybody, number + 1)
-        assert [view["ranks"] for view in views] == [[0, 1, 2]] * 3
-        for rank in everybody:
-            rank.tell("end")
-        assert [rank.popen.wait(30) for rank in everybody] == [0, 0, 0]
-        log = (tmp_path / "log2").read_text()
-        assert f"rank 2 was left behind at iteration 2 and rejoins at {back['iteration']}" in log
-        assert log.count(" is away (") == log.count(" is back, after ") == 1
+            machines[which].run(*mends)
+            while views[0]["ranks"] != [0, 1, 2]:
+                number += 1
+                views = step(near, number)
+                assert number < 100_000
+            back = lone.until(lambda line: line.get("iteration", 0) > 3)
+            assert (back["iteration"], back["ranks"], back["rejoined"], back["holds"]) == (number, [0, 1, 2], True, False)
+            assert [view["ranks"] for view in step(ranks, number + 1)] == [[0, 1, 2]] * 3
+            for rank in ranks:
+                rank.tell("end")
+            assert [rank.popen.wait(30) for rank in ranks] == [0, 0, 0]
+        finally:
+            server.kill()
+    assert not logs[0].read_text()
+    assert not logs[1].read_text()
+    log = logs[2].read_text()
+    assert re.search(rf"rank 2 was left behind at iteration [23] and rejoins at {number}$", log, re.MULTILINE)
+    assert log.count(" is away (") == log.count(" is back, after ") == 1
     verdict = validate(trace)
     assert verdict.word == "admitted", verdict
