@@ -26,7 +26,7 @@ from .crews import QUICK, in_threads, patiently, stopped
 pytestmark = [pytest.mark.processes, pytest.mark.usefixtures("loopback")]
 
 TIMEOUT = 2.0
-LOOK, LEAVE, AT_ONCE = 3.0, 2.0, 0.0
+LOOK, LEAVE, CLEAN_UP, AT_ONCE = 3.0, 2.0, 1.0, 0.0
 ALLOWED = 0.5
 """The rule: so much more than its own deadline."""
 SLACK = 5.0
@@ -97,9 +97,12 @@ def leave_by_error(crew: Crew) -> None:
         raise ZeroDivisionError
 
 
+model = torch.nn.Linear(1, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # the first one of a process takes a second
+
+
 def train(crew: Crew) -> None:
-    model = torch.nn.Linear(1, 1)
-    trainer = DataParallel(crew, model, torch.optim.SGD(model.parameters(), lr=0.1), timeout=timedelta(seconds=TIMEOUT))
+    trainer = DataParallel(crew, model, optimizer, timeout=timedelta(seconds=TIMEOUT))
     for _ in trainer.steps(2):
         model(torch.ones(1, 1)).sum().backward()
 
@@ -114,8 +117,8 @@ CALLS = {
     "advance": Call(lambda at: at.crew.advance(), TIMEOUT),
     "advance after a failed step": Call(lambda at: at.crew.advance(False), TIMEOUT),
     "iterations": Call(lambda at: list(at.crew.iterations(until=2)), TIMEOUT),
-    # The word that a training is over is looked for before the first step.
-    "DataParallel.steps": Call(lambda at: train(at.crew), LOOK + TIMEOUT, crew="alone"),
+    # Before the first step the word that the training is over is looked for.
+    "DataParallel.steps": Call(lambda at: train(at.crew), LOOK + TIMEOUT + CLEAN_UP, crew="alone"),
     "get_global_iteration": Call(lambda at: at.crew.get_global_iteration(), LOOK),
     "get_active_ranks": Call(lambda at: at.crew.get_active_ranks_for_coordination(), LOOK),
     "published": Call(lambda at: at.crew.published("word"), LOOK),
