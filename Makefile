@@ -33,7 +33,8 @@ verify: $(STAMP)
 	$(BIN)/python model/promela/compare.py --large
 	$(BIN)/coxless verify
 	$(BIN)/coxless cover --ranks 2 --iterations 2 --crashes 1 --restarts 1 --suspicions 1 --target tcp
-	$(BIN)/coxless cover --ranks 3 --iterations 2 --symmetry --target tcp
+	$(BIN)/coxless cover --ranks 3 --iterations 2 --crashes 1 --symmetry --target tcp
+	$(BIN)/coxless cover --ranks 3 --iterations 1 --crashes 1 --restarts 1 --suspicions 1 --symmetry --target tcp
 
 soak: $(STAMP)
 	$(BIN)/python -m bench.soak --minutes $(MINUTES) --seed $(SEED)
