@@ -11,16 +11,18 @@ A search that comes to a limit has not shown anything, unless it found a violati
 import gc
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Iterable
 
 from coxless_model.keyed import TooMany
+from coxless_model.lanes import IDLE, NOTHING, Known, Lane, Unpacked
 from coxless_model.looks import Branch
-from coxless_model.machine import Action, Invariant, Situation, StepKind, System, Views, expected_actions, step_kinds
+from coxless_model.machine import Action, Invariant, System, expected_actions, step_kinds
 from coxless_model.memory import resident
 from coxless_model.packed import Packed, Steps
 from coxless_model.reduction import Ample
 from coxless_model.results import NO_LIMITS, Counterexample, Limits, Progress, Result, Trace, Verdict
 from coxless_model.symmetry import Symmetry
+from coxless_model.viewed import Noting, Viewed
 from coxless_model.watched import Watched
 
 CHUNK = 4096
@@ -62,73 +64,8 @@ def explore(
     )
 
 
-class Known:
-    """What an actor may do with one local part, where certain pieces of the shared part are the same, as far as the search
-    needs it again."""
-
-    __slots__ = ("alone", "asks", "differences", "lively", "names", "uses")
-
-    def __init__(self, differences: tuple[tuple[int, int], ...], names: tuple[str, ...], lively: bool, alone: bool) -> None:
-        self.differences = differences
-        """Where the steps lead, as differences of the shared and of the local part; steps that change nothing are left out."""
-        self.names = names
-        self.lively = lively
-        """Something is promised to happen: an action of some fairness class is enabled."""
-        self.alone = alone
-        self.asks: tuple[tuple[Situation, Action, tuple[int, int]], ...] = ()
-        """Situations that also look at other parts of the state, so that they are asked wherever the steps are enabled."""
-        self.uses = 0
-
-
-NOTHING = Branch()
-"""Of a local part that nothing is known of."""
-
-
-class Lane:
-    """One actor and one kind of its steps, and what is known of each local part that it had. (The environment has none of its own: 0.)"""
-
-    def __init__(self, actor: int, kind: StepKind, place: int, mask: int) -> None:
-        self.actor = actor
-        self.kind = kind
-        self.place = place
-        self.mask = mask
-        self.known: list[Branch] = []
-        """By the number of the local part."""
-
-    def of(self, own: int) -> Branch:
-        """What is known of a local part, for more to be added to it."""
-        if self.known[own] is NOTHING:
-            self.known[own] = Branch()
-        return self.known[own]
-
-
-class Viewed:
-    """The invariants that look at the same views, and numbers for these: what they see of a state is one integer."""
-
-    def __init__(self, packed: Packed, views: Views, invariants: tuple[Invariant, ...]) -> None:
-        self.invariants = invariants
-        self.views = views
-        self._packed = packed
-        self._numbers: dict[Hashable, int] = {}
-        self.lanes: tuple[tuple[int, dict[int, int]], ...] = tuple((place, {}) for place in packed.places)
-        """For each rank, what each local part adds to the view of the state."""
-        self.clean: set[int] = set()
-        """The views that have been asked."""
-        self._shared = Branch()
-
-    def of_shared(self, wide: int) -> int:
-        """What a shared part adds to the view of the state; -1 if nothing need be asked there."""
-        found: int | None = self._shared.find(wide)
-        if found is None:
-            shared, seen = self._packed.parts.noting(wide)
-            view = self.views.shared(shared)
-            found = -1 if view is None else self._numbers.setdefault(view, len(self._numbers)) << self._packed.shift
-            self._shared.add(wide, self._packed.parts.looks(seen), found)
-        return found
-
-    def of_local(self, place: int, own: int) -> int:
-        view = self.views.local(self._packed.locals[own])
-        return self._numbers.setdefault(view, len(self._numbers)) << place
+SharedKnown = tuple[tuple[Invariant, ...], tuple[tuple[set[int], tuple[tuple[int, list[int]], ...], int, Viewed], ...]]
+"""The invariants to ask in each state with the shared part; and how to put together what the others see of it."""
 
 
 class LimitReached(Exception):
@@ -167,7 +104,8 @@ class Search:
         self.deadlock = bool(system.goals) and invariants is None and (wanted is None or DEADLOCK in wanted)
         self.every_property = every_property
         # For each shared number: the invariants that have to be asked in each state, as they look at local parts; and its views.
-        self.shared_known: dict[int, tuple[tuple[Invariant, ...], tuple[tuple[Viewed, int], ...]]] = {}
+        self.shared_known: dict[int, SharedKnown] = {}
+        self.alike: dict[tuple[tuple[int, ...], tuple[Invariant, ...]], SharedKnown] = {}
         self.missing = {each.name: each for each in system.situations}
         # The same few names and differences over and over: kept once.
         self.names: dict[tuple[str, ...], tuple[str, ...]] = {}
@@ -178,6 +116,7 @@ class Search:
         self.stuck = 0
         self.depth = 0
         self._make_room()
+        self.all_lanes = tuple(lane.unpacked for lane in self.lanes)
 
     def run(self, limits: Limits, on_progress: Callable[[Progress], None] | None) -> Result:
         layer = [self.packed.initial]
@@ -216,18 +155,20 @@ class Search:
 
     def _expand_chunk(self, chunk: list[int], fresh: list[int]) -> None:
         """The innermost loop: everything that is asked of the specification was asked before, but for new combinations."""
-        parents, lanes, canonical, learn = self.parents, self.lanes, self.canonical, self.learn
+        parents, lanes, canonical, learn = self.parents, self.all_lanes, self.canonical, self.learn
         packed = self.packed
         shift, wides, numbers, new_number = packed.shift, packed.wides, packed.numbers, packed.number_of_wide
         for key in chunk:
             lively = False
             number = key >> shift
             wide = wides[number]
-            for lane in lanes if self.ample is None else self._ample_lanes(key):
-                branch = lane.known[key >> lane.place & lane.mask]
+            for lane, place, mask, branches in lanes if self.ample is None else self._ample_lanes(key):
+                branch = branches[key >> place & mask]
                 known = branch.known.get(wide & branch.mask)
                 while type(known) is Branch:
                     known = known.known.get(wide & known.mask)
+                if known is IDLE:
+                    continue
                 if known is None:
                     known = learn(lane, key)
                 known.uses += 1
@@ -253,7 +194,7 @@ class Search:
             if not lively:
                 self.note_stuck(key)
 
-    def _ample_lanes(self, key: int) -> tuple[Lane, ...]:
+    def _ample_lanes(self, key: int) -> tuple[Unpacked, ...]:
         for lane in self.lanes[:-1]:
             known = self.known(lane, key)
             if known.alone:
@@ -262,8 +203,8 @@ class Search:
                     if self.canonical is not None:
                         after = self.canonical(after)
                     if after not in self.parents:
-                        return (lane,)
-        return self.lanes
+                        return (lane.unpacked,)
+        return self.all_lanes
 
     def after(self, key: int, difference: tuple[int, int]) -> int:
         """The state that a step leads to."""
@@ -288,8 +229,8 @@ class Search:
         together = zip(steps.onto_shared, steps.onto_local, strict=True)
         differences = tuple(self.pairs.setdefault(pair, pair) for pair in together if pair != (0, 0))
         differences = self.several.setdefault(differences, differences)
-        known = Known(differences, self.names.setdefault(names, names), lively, alone)
-        lane.of(own).add(wide, steps.looks, known)
+        known = Known(differences, self.names.setdefault(names, names), lively, alone) if names else IDLE
+        lane.learned(own).add(wide, steps.looks, known)
         self._make_room()
         if self.missing:
             self._look_for_situations(known, key, rank, steps)
@@ -300,18 +241,17 @@ class Search:
             lane.known += [NOTHING] * (len(self.packed.locals) - len(lane.known))
 
     def _look_for_situations(self, known: Known, key: int, rank: int, steps: Steps) -> None:
-        # Steps that were learned for one state stand for those of states with another shared part, if it comes in pieces.
-        apart = self.packed.parts.split
-        before = Watched.of(self.packed.unpack(key))
+        # What was learned in one state stands for all where the pieces are the same that the steps looked at.
+        before = Noting(self.packed, key)
         for action, *difference in zip(steps.actions, steps.onto_shared, steps.onto_local, strict=True):
             onto, own = difference
-            after = Watched.of(self.packed.unpack(self.after(key, (onto, own))))
+            after = Noting(self.packed, self.after(key, (onto, own)))
             for situation in tuple(self.missing.values()):
                 before.forget()
                 after.forget()
-                if situation.holds(before, action, after):
+                if situation.holds(before.state, action, after.state):
                     del self.missing[situation.name]
-                elif not before.looked | after.looked <= {rank} or (apart and (before.shared_looked or after.shared_looked)):
+                elif not before.ranks | after.ranks <= {rank} or (before.mask | after.mask) & ~steps.mask:
                     known.asks += ((situation, action, (onto, own)),)
 
     def _ask(self, known: Known, key: int) -> None:
@@ -323,6 +263,8 @@ class Search:
     def check(self, fresh: list[int]) -> None:
         """Check the invariants in new states: each once for each combination of what it looks at."""
         shift, mask, shared_known = self.packed.shift, self.packed.local_mask, self.shared_known
+        for each in self.viewed:
+            each.look_at_locals()
         for key in fresh:
             known = shared_known.get(key >> shift)
             if known is None:
@@ -330,15 +272,11 @@ class Search:
             invariants, viewed = known
             if invariants:
                 self._ask_invariants(invariants, key)
-            for each, view in viewed:
-                for place, views in each.lanes:
-                    own = key >> place & mask
-                    added = views.get(own)
-                    if added is None:
-                        added = views[own] = each.of_local(place, own)
-                    view += added
-                if view not in each.clean:
-                    each.clean.add(view)
+            for clean, lanes, view, each in viewed:
+                for place, views in lanes:
+                    view += views[key >> place & mask]
+                if view not in clean:
+                    clean.add(view)
                     self._ask_invariants(each.invariants, key)
 
     def _ask_invariants(self, invariants: tuple[Invariant, ...], key: int) -> None:
@@ -348,7 +286,7 @@ class Search:
             if wrong is not None:
                 self.found.setdefault(invariant.id, (key, wrong))
 
-    def _check_shared(self, key: int) -> tuple[tuple[Invariant, ...], tuple[tuple[Viewed, int], ...]]:
+    def _check_shared(self, key: int) -> SharedKnown:
         """Those that depend on the shared part only, once for each shared part; the others are returned, and the views of it."""
         to_ask: list[Invariant] = []
         for invariant in self.invariants:
@@ -358,8 +296,13 @@ class Search:
                 to_ask.append(invariant)
             elif wrong is not None:
                 self.found.setdefault(invariant.id, (key, wrong))
-        views = ((each, each.of_shared(self.packed.wides[key >> self.packed.shift])) for each in self.viewed)
-        return tuple(to_ask), tuple((each, view) for each, view in views if view >= 0)
+        views = tuple([each.of_shared(self.packed.wides[key >> self.packed.shift]) for each in self.viewed])
+        known = self.alike.get((views, tuple(to_ask)))
+        if known is None:
+            together = zip(self.viewed, views, strict=True)
+            known = tuple(to_ask), tuple((each.clean, each.lanes, view, each) for each, view in together if view >= 0)
+            self.alike[views, known[0]] = known
+        return known
 
     def note_stuck(self, key: int) -> None:
         self.stuck += 1

@@ -96,8 +96,11 @@ class Packed:
         return key
 
     def unpack(self, key: int) -> State:
+        return State(self.shared(key >> self.shift), self.local_parts(key))
+
+    def local_parts(self, key: int) -> tuple[Any, ...]:
         parts, mask = self.locals, self.local_mask
-        return State(self.shared(key >> self.shift), tuple([parts[key >> place & mask] for place in self.places]))
+        return tuple([parts[key >> place & mask] for place in self.places])
 
     def ask(self, actor: int, wide: int, own: int, kind: StepKind) -> Steps:
         """What the actor (a rank, or `self.ranks` for the environment) may do, asked of the specification. `kind`: of a rank only such

@@ -23,7 +23,7 @@ class Piece(NamedTuple):
     bits: int
     """Room for so many different values. That of a shared part which is one piece has no limit."""
     tally: bool = False
-    """A number that steps only add to, and never look at."""
+    """A number that steps only add to, and never look at; nor do situations."""
 
 
 class Mapped(NamedTuple):
@@ -168,6 +168,9 @@ class Seen:
 
     def look(self, what: int | KeyPiece | Keys) -> None:
         self._looked[what] = None
+
+    def forget(self) -> None:
+        self._looked.clear()
 
     def look_at(self, shape: "Shape") -> None:
         """At everything in it."""

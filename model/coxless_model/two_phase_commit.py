@@ -13,7 +13,8 @@ Messages are never lost, they stay in a set. Everybody knows its numbers: 3, 5 a
 from collections.abc import Callable, Hashable, Iterable
 from typing import Literal, NamedTuple
 
-from coxless_model.machine import ENVIRONMENT, Action, Goal, Invariant, Situation, State, Step
+from coxless_model.machine import ENVIRONMENT, Action, Goal, Invariant, Situation, State, Step, Views
+from coxless_model.parts import Layout, Piece
 
 Flaw = Literal["hasty", "deaf", "silent"]
 
@@ -41,7 +42,7 @@ class TwoPhaseCommit(NamedTuple):
 
     @property
     def invariants(self) -> tuple[Invariant, ...]:
-        return (Invariant("consistent", _consistent),)
+        return (Invariant("consistent", _consistent, Views(_nothing, _outcome)),)
 
     @property
     def situations(self) -> tuple[Situation, ...]:
@@ -50,6 +51,10 @@ class TwoPhaseCommit(NamedTuple):
     @property
     def goals(self) -> tuple[Goal, ...]:
         return (Goal("decided", _decided, _never),)
+
+    @property
+    def layout(self) -> Layout:
+        return (Piece("sent", self.managers), Piece("prepared", self.managers), Piece("decision", 2))
 
     def initial(self) -> State:
         return State(Manager(frozenset(), frozenset(), ""), (WORKING,) * self.managers)
@@ -103,6 +108,16 @@ def _consistent(state: State) -> str | None:
     if COMMITTED in state.ranks and ABORTED in state.ranks:
         return f"rank {state.ranks.index(COMMITTED)} has committed, rank {state.ranks.index(ABORTED)} has aborted"
     return None
+
+
+def _nothing(shared: Manager) -> Hashable:
+    """What the invariant looks at in the shared part."""
+    return ()
+
+
+def _outcome(local: str) -> Hashable:
+    """What it looks at in a resource manager."""
+    return local if local in (COMMITTED, ABORTED) else None
 
 
 def _decided(state: State) -> bool:

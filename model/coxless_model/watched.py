@@ -12,30 +12,18 @@ from coxless_model.machine import State
 
 
 class Watched(State):
-    """A state that notes which ranks' local parts are looked at, and whether the shared part is."""
+    """A state that notes which ranks' local parts are looked at."""
 
     looked: set[int]
-    shared_looked: bool
 
     @classmethod
     def of(cls, state: State) -> "Watched":
         watched = cls(*state)
         watched.looked = set()
-        watched.shared_looked = False
         return watched
-
-    def forget(self) -> None:
-        self.looked.clear()
-        self.shared_looked = False
 
     def _look_at_all(self) -> None:
         self.looked.update(range(len(tuple.__getitem__(self, 1))))
-        self.shared_looked = True
-
-    @property
-    def shared(self) -> Any:
-        self.shared_looked = True
-        return tuple.__getitem__(self, 0)
 
     @property
     def ranks(self) -> Any:
