@@ -16,7 +16,7 @@ from .crews import in_threads
 LAST = 5
 TIMING: dict[str, Any] = {
     "patience": timedelta(milliseconds=250),
-    "heartbeat_interval": timedelta(milliseconds=400),
+    "heartbeat_interval": timedelta(milliseconds=600),  # so the same keys are deleted in every run
     "heartbeat_timeout": timedelta(seconds=15),
     "join_timeout": timedelta(seconds=30),
     "timeout": timedelta(seconds=60),
