@@ -68,7 +68,11 @@ def observe(
             if p.at == "raise_attention" and was != now and not p.member and p.me:
                 return ghost._replace(promised=tuple(sorted({*ghost.promised, p.me})))
             if p.at == "restore_register" and now is not None and now.iteration >= ghost.learned:
-                return ghost._replace(adrift=False)
+                back = ghost._replace(adrift=False)
+                if now.iteration <= ghost.decided:
+                    return back
+                # A joiner has put back a decision that no member of it had learned of: it has happened after all.
+                return back._replace(decided=now.iteration, arrivals=(), promised=(), silent=())
             if was is not None and now is not None and was != now and p.at not in ("raise_attention", "restore_register"):
                 return decision(setting, ghost, p, was, now, alive)
     return ghost

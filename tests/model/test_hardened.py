@@ -65,6 +65,7 @@ def test_without_faults_an_iteration_costs_a_member_two_operations():
     [
         {"suspicions": 1, "join_timeouts": 1},
         {"failed_votes": 1, "lost_replies": 1},
+        {"lost_replies": 1, "join_timeouts": 1},  # a joiner puts back a decision that its winner has not learned of
         {"crashes": 1, "restarts": 1},
     ],
     ids=str,
