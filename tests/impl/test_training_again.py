@@ -38,7 +38,7 @@ def test_after_a_deadline(address: str) -> None:
     gave_up = threading.Event()
 
     def body(number: int) -> Rank:
-        with crew_of(address, number, 2, timeout=timedelta(seconds=60 if number else 1)) as crew:
+        with crew_of(address, number, 2, timeout=timedelta(seconds=60 if number else 3)) as crew:
             rank = Rank(crew)
             if number == 1:
                 advance = crew.advance
