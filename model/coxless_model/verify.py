@@ -84,6 +84,7 @@ JOBS: tuple[Job, ...] = (
     Job(2, 2, {"store_losses": 1, "crashes": 1, "restarts": 1, "join_timeouts": 1}),
     Job(2, 2, {"store_losses": 1, "suspicions": 1, "join_timeouts": 1}),
     Job(2, 2, {"store_losses": 1, "failed_votes": 1, "lost_replies": 1}),
+    Job(2, 2, {"store_losses": 1, "lost_replies": 1, "join_timeouts": 1}),
     Job(2, 2, {"store_losses": 2}),
     Job(2, 2, ONE_OF_MANY),
     Job(2, 2, {**COMING_AND_GOING, "join_timeouts": 3}),
