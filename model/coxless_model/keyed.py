@@ -7,7 +7,8 @@ is first met, above all places given before; number 0 says that the key is missi
 The mapping is a named tuple with the methods `get`, `put` and `drop`, and a field that holds its entries, sorted by key.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Mapping
+from bisect import insort
+from collections.abc import Callable, Hashable, Iterable
 from typing import Any
 
 Key = Hashable
@@ -49,7 +50,8 @@ class Keys:
     def __init__(self, room: Callable[[Any], int], bottom: int) -> None:
         self._room = room
         self._pieces: dict[Any, KeyPiece] = {}
-        self._top = bottom
+        self._bottom = self._top = bottom
+        self._plan: list[tuple[Any, int, int, list[Any]]] = []  # sorted by key
         self.mask = -1 << bottom
         """The bits of all keys, those included that are yet to be met."""
 
@@ -58,6 +60,7 @@ class Keys:
         if found is None:
             bits = self._room(key)
             found = self._pieces[key] = KeyPiece(key, self._top, bits)
+            insort(self._plan, (key, self._top - self._bottom, found.width, found.values), key=lambda each: each[0])
             self._top += bits
         return found
 
@@ -71,59 +74,49 @@ class Keys:
             if number:
                 yield piece, number
 
-    def content(self, wide: int) -> dict[Any, Any]:
-        return {piece.key: piece.values[number] for piece, number in self.present(wide)}
-
     def entries(self, wide: int) -> Entries:
-        return in_order(self.content(wide))
-
-    def difference(self, before: Mapping[Any, Any], after: Mapping[Any, Any]) -> int:
-        total = 0
-        for key in before.keys() | after.keys():
-            if key not in before or key not in after or before[key] is not after[key]:
-                piece = self.piece(key)
-                total += (piece.add(after[key]) if key in after else 0) - (piece.add(before[key]) if key in before else 0)
-        return total
-
-
-def in_order(content: Mapping[Any, Any]) -> Entries:
-    return tuple(sorted(content.items(), key=lambda entry: entry[0]))
+        keys = wide >> self._bottom
+        return tuple([(key, values[number]) for key, place, width, values in self._plan if (number := keys >> place & width)])
 
 
 def noting_methods(keys: Keys, entries_at: int) -> dict[str, Any]:
-    """What a noting mapping does otherwise than the one that it stands for: it keeps its entries in the dictionary `content`, and
-    notes which keys are looked at. `entries_at`: the place of the field that holds the entries."""
+    """What a noting mapping does otherwise than the one that it stands for: it keeps its entries as they are in a wide integer, in
+    `held`, and notes which keys are looked at. `entries_at`: the place of the field that holds the entries."""
 
-    def changed(self: Any, content: dict[Any, Any]) -> Any:
+    def changed(self: Any, held: int) -> Any:
         thing = tuple.__new__(type(self), tuple.__iter__(self))
-        thing.seen, thing.origin, thing.content = self.seen, self.origin, content
+        thing.seen, thing.held = self.seen, held
         return thing
 
     def get(self: Any, key: Any, default: Any = None) -> Any:
-        self.seen.look(keys.piece(key))
-        return self.content.get(key, default)
+        piece = keys.piece(key)
+        self.seen.look(piece)
+        number = self.held >> piece.place & piece.width
+        return piece.values[number] if number else default
 
     def put(self: Any, key: Any, value: Any) -> Any:
-        self.seen.look(keys.piece(key))
-        return changed(self, {**self.content, key: value})
+        piece = keys.piece(key)
+        self.seen.look(piece)
+        return changed(self, self.held & ~piece.mask | piece.add(value))
 
     def drop(self: Any, key: Any) -> Any:
-        self.seen.look(keys.piece(key))
-        return changed(self, {other: value for other, value in self.content.items() if other != key})
+        piece = keys.piece(key)
+        self.seen.look(piece)
+        return changed(self, self.held & ~piece.mask)
 
     def entries(self: Any) -> Entries:
         self.seen.look(keys)
-        return in_order(self.content)
+        return keys.entries(self.held)
 
     def all_keys(self: Any) -> tuple[Any, ...]:
-        return tuple(key for key, _ in entries(self))
+        return tuple([key for key, _ in entries(self)])
 
     def equal(self: Any, other: Any) -> bool:
-        if type(other) is not type(self) or other.origin is not self.origin:
+        if type(other) is not type(self) or other.seen is not self.seen:
             return bool(plain(self) == (tuple(other) if isinstance(other, tuple) else other))
         # Two that come of the same one differ at most in keys that were put or dropped, and so are noted already.
         fields = (place for place in range(tuple.__len__(self)) if place != entries_at)
-        return self.content == other.content and all(tuple.__getitem__(self, at) == tuple.__getitem__(other, at) for at in fields)
+        return self.held == other.held and all(tuple.__getitem__(self, at) == tuple.__getitem__(other, at) for at in fields)
 
     def plain(self: Any) -> tuple[Any, ...]:
         fields = list(tuple.__iter__(self))

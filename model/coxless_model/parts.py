@@ -110,7 +110,7 @@ class Parts:
         values = self.values_in(wide)
         seen = Seen()
         if self.keys is not None:
-            values.append(self.keys.content(wide))
+            values.append(wide & self.keys.mask)
         if self.split:
             return self._shape.noting(values, seen), seen
         seen.look(0)
@@ -132,7 +132,7 @@ class Parts:
         total = 0
         for field, was, value in zip(shape.fields, tuple.__iter__(before), tuple.__iter__(after), strict=True):
             if type(field) is Keys:
-                total += field.difference(before.content, dict(value) if anew else after.content)
+                total += (field.wide(value) if anew else after.held) - before.held
             elif value is was:
                 continue
             elif type(field) is int:
@@ -181,13 +181,18 @@ class Seen:
                 self.look_at(field)
 
 
-class Shape(NamedTuple):
+class Shape:
     """How a named tuple is made of pieces."""
 
-    kind: type[Any]
-    noting_kind: type[Any]
-    fields: tuple[Any, ...]
-    """For each field the number of the piece, or the shape of the named tuple that stands there."""
+    def __init__(self, kind: type[Any], noting_kind: type[Any], fields: tuple[Any, ...]) -> None:
+        self.kind = kind
+        self.noting_kind = noting_kind
+        self.fields = fields
+        """For each field the number of the piece, or the shape of the named tuple that stands there, ..."""
+        self._fixed = [field.value if type(field) is Fixed else None for field in fields]
+        self._pieces = [(at, field) for at, field in enumerate(fields) if type(field) is int]
+        self._nested = [(at, field) for at, field in enumerate(fields) if type(field) is Shape]
+        self._keyed = next((at for at, field in enumerate(fields) if type(field) is Keys), None)
 
     def pieces(self, thing: Any, count: int) -> list[Any]:
         """The pieces in the order of their numbers."""
@@ -207,32 +212,34 @@ class Shape(NamedTuple):
                 raise ValueError(f"{self.kind.__name__}: {value!r} stands where the layout says that nothing changes")
 
     def whole(self, values: list[Any]) -> Any:
-        parts = [_value(each, values) if type(each) in (int, Keys) else each.whole(values) for each in self.fields]
+        parts = self._fixed.copy()
+        for at, which in self._pieces:
+            parts[at] = values[which]
+        for at, shape in self._nested:
+            parts[at] = shape.whole(values)
+        if self._keyed is not None:
+            parts[self._keyed] = values[-1]
         return tuple.__new__(self.kind, parts)
 
     def noting(self, values: list[Any], seen: Seen) -> Any:
-        parts = [_value(each, values) if type(each) in (int, Keys) else each.noting(values, seen) for each in self.fields]
+        parts = self._fixed.copy()
+        for at, which in self._pieces:
+            parts[at] = values[which]
+        for at, shape in self._nested:
+            parts[at] = shape.noting(values, seen)
+        if self._keyed is not None:
+            parts[self._keyed] = values[-1]
         thing = tuple.__new__(self.noting_kind, parts)
         thing.seen = seen
-        if any(type(each) is Keys for each in self.fields):
-            thing.origin = thing.content = values[-1]
+        if self._keyed is not None:
+            thing.held = values[-1]
         return thing
-
-
-def _value(field: Any, values: list[Any]) -> Any:
-    return values[-1 if type(field) is Keys else field]
 
 
 class Fixed(NamedTuple):
     """A field that never changes."""
 
     value: Any
-
-    def whole(self, values: list[Any]) -> Any:
-        return self.value
-
-    def noting(self, values: list[Any], seen: Seen) -> Any:
-        return self.value
 
 
 def _shape(layout: tuple[Piece, ...], shared: Any, mapped: Mapped | None, keys: Keys | None, prefix: str = "") -> Shape:
@@ -259,11 +266,9 @@ def _noting_kind(kind: type[Any], fields: tuple[Any, ...], layout: tuple[Piece, 
         name: field for name, field in zip(kind._fields, fields, strict=True) if type(field) is int and field not in tallies
     }
     shape = Shape(kind, kind, fields)
+    places = {name: place for place, name in enumerate(kind._fields)}
 
-    def reader(place: int, field: Any) -> property:
-        if type(field) is not int or field in tallies:
-            return property(lambda self: tuple.__getitem__(self, place))
-
+    def reader(place: int, field: int) -> property:
         def read(self: Any) -> Any:
             self.seen.look(field)
             return tuple.__getitem__(self, place)
@@ -274,9 +279,9 @@ def _noting_kind(kind: type[Any], fields: tuple[Any, ...], layout: tuple[Piece, 
         for name in changes:
             if (which := watched.get(name)) is not None:
                 self.seen.look(which)
-        parts = [changes.pop(name, value) for name, value in zip(kind._fields, tuple.__iter__(self), strict=True)]
-        if changes:
-            raise ValueError(f"{kind.__name__} has no field {', '.join(changes)}")
+        parts = [*tuple.__iter__(self)]
+        for name, value in changes.items():
+            parts[places[name]] = value
         thing = tuple.__new__(type(self), parts)
         thing.seen = self.seen
         return thing
@@ -289,7 +294,7 @@ def _noting_kind(kind: type[Any], fields: tuple[Any, ...], layout: tuple[Piece, 
         return method
 
     methods = {name: seeing_all(name) for name in ("__iter__", "__getitem__", "__eq__", "__ne__", "__hash__", "__contains__")}
-    readers = {name: reader(place, field) for place, (name, field) in enumerate(zip(kind._fields, fields, strict=True))}
+    readers = {name: reader(places[name], field) for name, field in watched.items()}
     keyed = next((place for place, field in enumerate(fields) if type(field) is Keys), None)
     mapping = {} if keyed is None else noting_methods(fields[keyed], keyed)
     return type(f"Noting{kind.__name__}", (kind,), {**methods, **readers, "_replace": replaced, **mapping})

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from coxless_model.explore import explore
-from coxless_model.machine import Invariant, State, System, apply, violations
+from coxless_model.machine import Action, Invariant, Situation, State, System, apply, violations
 from coxless_model.plain import plain_search
 from coxless_model.results import Limits, Trace, Verdict
 from coxless_model.two_phase_commit import TwoPhaseCommit
@@ -77,6 +77,21 @@ def test_a_situation_that_was_not_reached_is_told() -> None:
     assert explore(TwoPhaseCommit(3, "silent"), properties=["consistent"]).reached == {"commit": True, "abort": True}
     early = explore(TwoPhaseCommit(3), limits=Limits(seconds=0.0))
     assert early.reached == {"commit": False, "abort": False}
+
+
+def test_a_situation_may_depend_on_more_than_its_step_does() -> None:
+    """To abort on its own looks at nothing that is shared, so it is learned once, in a state where nobody is prepared."""
+
+    class Late(TwoPhaseCommit):
+        @property
+        def situations(self) -> tuple[Situation, ...]:
+            return (Situation("late", self.late), Situation("too late", lambda *step: self.late(*step, number=3)))
+
+        @staticmethod
+        def late(before: State, action: Action, after: State, number: int = 2) -> bool:
+            return action.name == "choose_to_abort" and len(after.shared.prepared) == number
+
+    assert explore(Late(3)).reached == {"late": True, "too late": False}
 
 
 def test_seven_managers_fit_in_a_fraction_of_the_memory() -> None:
