@@ -237,8 +237,10 @@ class Search:
         return known
 
     def _make_room(self) -> None:
-        for lane in self.lanes:
-            lane.known += [NOTHING] * (len(self.packed.locals) - len(lane.known))
+        new = len(self.packed.locals) - len(self.lanes[0].known)
+        if new:
+            for lane in self.lanes:
+                lane.known += [NOTHING] * new
 
     def _look_for_situations(self, known: Known, key: int, rank: int, steps: Steps) -> None:
         # What was learned in one state stands for all where the pieces are the same that the steps looked at.
@@ -296,7 +298,8 @@ class Search:
                 to_ask.append(invariant)
             elif wrong is not None:
                 self.found.setdefault(invariant.id, (key, wrong))
-        views = tuple([each.of_shared(self.packed.wides[key >> self.packed.shift]) for each in self.viewed])
+        wide = self.packed.wides[key >> self.packed.shift]
+        views = tuple([each.of_shared(wide) for each in self.viewed])
         known = self.alike.get((views, tuple(to_ask)))
         if known is None:
             together = zip(self.viewed, views, strict=True)

@@ -55,6 +55,7 @@ class Parts:
         self.places = tuple(places[::-1])
         self._widths = tuple((1 << piece.bits) - 1 if self.split else -1 for piece in pieces)
         self.keys = None if mapped is None else Keys(mapped.room, place)
+        self._below_keys = -1 if self.keys is None else ~self.keys.mask
         self.masks = tuple(width << at for width, at in zip(self._widths, self.places, strict=True))
         # A tally is its own number.
         self._plan = tuple(
@@ -97,7 +98,8 @@ class Parts:
         return wide >> self.places[which] & self._widths[which]
 
     def values_in(self, wide: int) -> list[Any]:
-        return [values[wide >> at & width] for values, at, width in self._plan]
+        pieces = wide & self._below_keys
+        return [values[pieces >> at & width] for values, at, width in self._plan]
 
     def whole(self, wide: int) -> Any:
         values = self.values_in(wide)
