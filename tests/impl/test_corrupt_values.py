@@ -56,7 +56,7 @@ class Scene:
 
     def crew(self, rank: int = 0, size: int = 1) -> Crew:
         crew = crew_of(self.address, rank, size, **SHORT)
-        self._stack.callback(crew._leave, last_out=False)
+        self._stack.callback(crew.leave)
         return crew
 
     def alone(self) -> Crew:
