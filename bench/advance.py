@@ -335,7 +335,8 @@ def main(processes: str, threads: str, iterations: int, out: Path, name: str) ->
         report.show(f"{size} processes", data["latency"][size])
     for size in (4, 16):
         data["traffic"][size] = traffic(size, [name for name in names if not name.endswith("recording")])
-    save()
+    if data["latency"]:
+        save()
     for size in numbers(threads):
         # gloo connects every pair, and recording is no different here: neither says anything at these sizes
         some = [name for name in names if name not in ("gloo barrier", "coxless, recording", "as drawn")]

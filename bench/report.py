@@ -75,7 +75,7 @@ def plot(data: dict[str, Any], out: Path, name: str) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(figsize=(8, 5.5))
-    for method in next(iter(data["latency"].values())):
+    for method in next(iter({**data["latency"], **data["threads"]}.values())):
         if method == "coxless, recording":
             continue
         points = [
