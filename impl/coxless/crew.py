@@ -187,24 +187,30 @@ class Crew:
             raise self._over
         if self._left:
             raise CoxlessError(f"rank {self.rank} has left the crew: join again to take part")
-        ok, holds = _checked_vote(ok, holds)
-        previous = self._iteration
-        self._housekeeper.alive()  # so that heartbeats that have ended begin again at once
-        self._housekeeper.alive_at = math.inf  # in here the deadline watches over it
+        plain = ok is True and holds is None
+        if not plain:
+            ok, holds = _checked_vote(ok, holds)
+        previous, housekeeper, state = self._iteration, self._housekeeper, self._state
+        if housekeeper.stalled:
+            housekeeper.beat_now()  # so that heartbeats that have ended begin again at once
+        housekeeper.alive_at = math.inf  # in here the deadline watches over it
+        deadline = time.monotonic() + self._timeout
         try:
-            decision = self._decide(previous, ok, holds, time.monotonic() + self._timeout)
+            if plain and previous is not None and self._driver.fast(previous.number, deadline):
+                iteration = previous.followed_by(state.record)
+            else:
+                iteration = iteration_from(self._decide(previous, ok, holds, deadline), previous)
         except (IterationTimeoutError, StoreUnreachableError):
             raise
         except CoxlessError as error:
             self._over = error
             raise
         finally:
-            self._housekeeper.alive()
-            if self._state.deletions:
-                self._housekeeper.delete(self._state.deletions)
-                self._state.deletions = []
-        iteration = iteration_from(decision, previous)
-        self._housekeeper.iteration = iteration.number
+            housekeeper.alive_at = time.monotonic()
+            if state.deletions:
+                housekeeper.delete(state.deletions)
+                state.deletions = []
+        housekeeper.iteration = iteration.number
         if previous is None or iteration.epoch != previous.epoch:
             self._begin_epoch(iteration, previous)
         # Last, and with no call after it: an exception from a signal handler either finds it done, and the caller has the iteration,

@@ -4,7 +4,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Generator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
@@ -110,49 +109,70 @@ class Driver:
 
     def advance(self, flag: Flag, *, deadline: float) -> Decision:
         """From the iteration that this rank takes part in to the next one. Raises what `run` raises."""
-        plain = not self.watchers and not self.state.record.attention and not self._in_doubt
-        if flag == "o" and plain:
-            return self._fast(deadline)
-        return self.run(advance(self.state, flag), deadline=deadline)
+        state = self.state
+        number = state.record.iteration
+        if flag == "o" and self.fast(number, deadline):
+            return Decision(state.record, state.listed, state.me)
+        if self._has_decided(number):
+            return self._finish()
+        return self.run(None if self.unfinished else advance(state, flag), deadline=deadline)
 
-    def _fast(self, deadline: float) -> Decision:
-        """What `advance` of the protocol does when nothing is amiss, without its generator: the barrier, and one compare_set, which
-        somebody of this epoch wins. Any other reply goes to the generator, as if it had asked. (On a core that is shared, running
-        the generator costs more than both operations; tests/impl/test_fast_path.py holds the two against each other.)"""
-        state, connection = self.state, self.connection
-        current, epoch = state.record, state.epoch_text()
-        generation, k, name, *_ = current
+    def fast(self, number: int, deadline: float) -> bool:
+        """What `advance` of the protocol does from iteration `number`, with a vote of "o", when nothing is amiss, without its generator: the
+        barrier, and one compare_set, which somebody of this epoch wins. Whether it came to that; `state.record` is the next one then.
+        Any other reply goes to the generator, as if it had asked, and the caller goes on with that.
+
+        On a core that is shared by several ranks each call in here is felt, since it is made with a cold cache: so this is one function
+        that calls little but the connection. tests/impl/test_fast_path.py holds it against the generator.
+        """
+        state, connection, recorder = self.state, self.connection, self.recorder
+        current, epoch = state.record, state.known_epoch
+        known, expected = state.known_text
+        generation, k, name, _, attention, _ = current
+        if (
+            k != number or attention or known is not current or epoch is None or epoch.epoch != name
+            or self.unfinished or self._in_doubt or self.watchers
+        ):  # fmt: skip
+            return False
         head = f"{epoch.before}{k + 1}{epoch.after}"
+        size, desired = len(epoch.members), head + epoch.me
         state.flag = "o"
         connection.deadline = deadline
         self._since = k
         self.unfinished = self._in_doubt = True
-        recorder, size, expected, desired = self.recorder, len(epoch.members), state.record_text(), head + epoch.me
         if recorder is not None:
             self._cut = FastPath(now(), k, size, expected, desired)
         try:
             replies = connection.barrier_then_compare_set(
-                f"{BARRIER}{k}:count", size, self.patience, keys.REGISTER, expected, desired, keys.full(k)
+                f"{BARRIER}{k}:count", size, self.patience, keys.REGISTER, expected, desired, f"{BARRIER}{k}:full"
             )
         except ConnectionBroken:
-            return self.run(None, deadline=deadline)
+            return False
         if len(replies) == 2:
             text = replies[1]
             winner = epoch.members.get(text[len(head) :]) if text.startswith(head) else None
             if winner is not None:
-                record = Record(generation, k + 1, name, True, False, winner)
                 if recorder is not None and self._cut is not None:
                     recorder.fast(k, size, expected, desired, text, self._cut.began)
                     self._cut, self._recorded = None, k + 1
-                state.decide_in_epoch(record, text)
-                if winner == state.me and not connection.wakes:
-                    with suppress(ConnectionBroken):
-                        connection.set(keys.full(k), "1")
+                # As `RankState.decide`, where nothing but the record changes: from the start of a barrier to the start of the next.
+                record = Record(generation, k + 1, name, True, False, winner)
+                if text == desired:
+                    state.deletions += keys.barrier(k - 1)
+                state.record, state.known_text = record, (record, text)
+                if text == desired and not connection.wakes:
+                    connection.set(keys.full(k), "1")
                 self.unfinished = self._in_doubt = False
-                return Decision(record, state.listed, state.me)
+                return True
+        self._fall_back(replies)
+        return False
+
+    def _fall_back(self, replies: tuple[object, ...]) -> None:
+        """Tell the generator what the fast path was told."""
+        recorder = self.recorder
         if recorder is not None:
-            recorder.vote(state)
-        generator = advance(state, "o")
+            recorder.vote(self.state)
+        generator = advance(self.state, "o")
         operation = next(generator)
         try:
             for reply in replies:
@@ -161,10 +181,9 @@ class Driver:
                 operation = generator.send(reply)
         except StopIteration:  # a decision after all: of this epoch, with attention up again already
             self._cut, self._in_doubt = None, False
-            return self._finish()
+            return
         self._cut = None
         self._generator, self._operation, self._in_doubt = generator, operation, False
-        return self.run(None, deadline=deadline)
 
     def _record_what_was_cut(self) -> None:
         """The fast path writes its one line at its end. Where it does not come to that, what it did is told step by step."""

@@ -51,7 +51,8 @@ class Housekeeper:
         self._stop = threading.Event()
         self._beat_due = 0.0
         self._stall = stall
-        self._stalled = False
+        self.stalled = False
+        """Whether the heartbeats have ended for want of life in the training thread."""
         self.iteration = 0
         """The iteration that the heartbeat reports; written by the training thread."""
         self.alive_at = math.inf
@@ -71,7 +72,7 @@ class Housekeeper:
     def alive(self) -> None:
         """The training thread lives: it calls this now and then."""
         self.alive_at = time.monotonic()
-        if self._stalled:
+        if self.stalled:
             self.beat_now()
 
     def beat_now(self) -> None:
@@ -151,7 +152,7 @@ class Housekeeper:
                     logger.warning("no heartbeat could be sent: %s", complaint.partition("\n")[0])
                 self._stop.wait(0.05)
                 continue
-            self._wake.wait(max(0.0, min(_ROUND, self._beat_due - time.monotonic()) if not self._stalled else _ROUND))
+            self._wake.wait(max(0.0, min(_ROUND, self._beat_due - time.monotonic()) if not self.stalled else _ROUND))
             self._wake.clear()
 
     def _renew_connection(self, deadline: float) -> None:
@@ -192,12 +193,12 @@ class Housekeeper:
     def _is_stalled(self, now: float) -> bool:
         silent = now - self.alive_at
         if silent <= self._stall:
-            if self._stalled:
-                self._stalled = False
+            if self.stalled:
+                self.stalled = False
                 logger.warning("the training loop of %s goes on: heartbeats again", self._member)
             return False
-        if not self._stalled:
-            self._stalled = True
+        if not self.stalled:
+            self.stalled = True
             logger.warning(
                 "the training loop of %s has not called the crew for %.1f s (stall_timeout): no more heartbeats, so that the others "
                 "can go on without it",

@@ -143,13 +143,6 @@ class RankState:
         self.start_barrier(record, members, member=True)
         return Phase.DECIDED
 
-    def decide_in_epoch(self, record: Record, text: str) -> None:
-        """What `decide` does on the fast path, where nothing but the record changes: straight from the start of a barrier to the
-        start of the next."""
-        if record.winner == self.me:
-            self.deletions += keys.barrier(record.iteration - 2)
-        self.record, self.known_text = record, (record, text)
-
     def leave_behind(self, record: Record, members: tuple[Listed, ...] | None) -> int:
         """Left out of `record` (a member) or outrun by it (a joiner): join there. What was perhaps written late is deleted."""
         k = self.record.iteration
