@@ -1,6 +1,6 @@
 """What agreeing on an iteration costs, beside barriers that forgive nothing: latency, commands, bytes, server CPU.
 
-One store server process, N rank processes (or threads with a connection each), all methods interleaved in blocks of one run, medians.
+One store server process, N rank processes (or threads with a connection each, spread over 16 processes), all methods interleaved in blocks of one run, medians.
 Timings on a shared machine are noisy: read the ratios. Where etcd is installed the crew is measured on it too: three members on this
 machine, which write to its disk what they have agreed on before they say so, and the same in memory.
 """
@@ -53,6 +53,8 @@ ON_DISK, IN_MEMORY = "coxless on etcd", "coxless on etcd, in memory"
 if find_etcd() and importlib.util.find_spec("aetcd"):
     METHODS |= {ON_DISK: methods.coxless_advance, IN_MEMORY: methods.coxless_advance}
 BLOCKS = 6
+PROCESSES = 16
+"""Over so many the threads are spread: all in one would wait for its interpreter more than for the store."""
 
 
 def options_of(name: str, record: str) -> dict[str, str]:
@@ -125,7 +127,7 @@ def measure(size: int, iterations: int, names: list[str], *, threads: bool) -> d
         with contextlib.ExitStack() as stack:
             servers = Servers(names, stack)
             arguments = [(rank, size, servers, names, iterations, record) for rank in range(size)]
-            results = in_threads(arguments) if threads else in_processes(arguments)
+            results = in_processes(arguments, min(size, PROCESSES) if threads else size)
     finally:
         shutil.rmtree(record, ignore_errors=True)
     table = {}
@@ -140,36 +142,34 @@ def measure(size: int, iterations: int, names: list[str], *, threads: bool) -> d
     return table
 
 
-def in_processes(arguments: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
+def in_processes(arguments: list[tuple[Any, ...]], processes: int) -> list[dict[str, Any]]:
+    """The ranks dealt out to so many processes; where one has several, each is a thread of it."""
     # fork, before anything here talks to a store: torch is imported once for all
     context = multiprocessing.get_context("fork")
     results = context.Queue()
 
-    def work(rank: int) -> None:
+    def work(mine: list[tuple[Any, ...]]) -> None:
         torch.set_num_threads(1)
-        results.put((rank, run_rank(*arguments[rank])))
+        with ThreadPoolExecutor(len(mine)) as pool:
+            for given, result in zip(mine, pool.map(lambda given: run_rank(*given), mine), strict=True):
+                results.put((given[0], result))
 
-    processes = [context.Process(target=work, args=(rank,)) for rank in range(len(arguments))]
-    for process in processes:
+    started = [context.Process(target=work, args=(arguments[number::processes],)) for number in range(processes)]
+    for process in started:
         process.start()
     collected: dict[int, dict[str, Any]] = {}
-    while len(collected) < len(processes):
+    while len(collected) < len(arguments):
         try:
             rank, result = results.get(timeout=1)
             collected[rank] = result
         except queue.Empty:
-            if any(process.exitcode for process in processes):
-                for process in processes:
+            if any(process.exitcode for process in started):
+                for process in started:
                     process.kill()
                 raise click.ClickException("a rank of the benchmark failed; what it printed is above") from None
-    for process in processes:
+    for process in started:
         process.join()
     return [collected[rank] for rank in range(len(arguments))]
-
-
-def in_threads(arguments: list[tuple[Any, ...]]) -> list[dict[str, Any]]:
-    with ThreadPoolExecutor(len(arguments)) as pool:
-        return list(pool.map(lambda given: run_rank(*given), arguments))
 
 
 class Counting:
@@ -311,7 +311,7 @@ def bytes_of(store: dist.Store) -> int:
 
 @click.command(help=__doc__)
 @click.option("--processes", default="2,4,8,16,32", show_default=True, help="Numbers of rank processes.")
-@click.option("--threads", default="64,128,256", show_default=True, help="Numbers of threads, a connection each; empty: none.")
+@click.option("--threads", default="64,128,256", show_default=True, help="Numbers of threads, a connection each, in 16 processes; empty: none.")
 @click.option("--iterations", default=100, show_default=True, help="Iterations of a block; there are 6 blocks of each method.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/bench"), show_default=True)
 @click.option("--name", default="advance", show_default=True, help="Of the files that are written.")
