@@ -311,7 +311,12 @@ def bytes_of(store: dist.Store) -> int:
 
 @click.command(help=__doc__)
 @click.option("--processes", default="2,4,8,16,32", show_default=True, help="Numbers of rank processes.")
-@click.option("--threads", default="64,128,256", show_default=True, help="Numbers of threads, a connection each, in 16 processes; empty: none.")
+@click.option(
+    "--threads",
+    default="64,128,256",
+    show_default=True,
+    help="Numbers of threads, a connection each, in 16 processes; empty: none.",
+)
 @click.option("--iterations", default=100, show_default=True, help="Iterations of a block; there are 6 blocks of each method.")
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/bench"), show_default=True)
 @click.option("--name", default="advance", show_default=True, help="Of the files that are written.")
