@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -95,7 +96,10 @@ def main() -> None:
     parser.add_argument("--min-ranks", type=int, default=1, help="never go on with fewer")
     arguments = parser.parse_args()
     _, result = train(arguments.steps, min_ranks=arguments.min_ranks)
-    print(f"iteration {result.iteration}: {result.accuracy:.1%} of the test images are read, weights {result.weights[:12]}")
+    # In one write: torchrun runs its ranks unbuffered, where print sends the end of the line apart, and two ranks' lines are mixed.
+    sys.stdout.write(
+        f"iteration {result.iteration}: {result.accuracy:.1%} of the test images are read, weights {result.weights[:12]}\n"
+    )
 
 
 if __name__ == "__main__":

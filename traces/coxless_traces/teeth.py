@@ -39,6 +39,8 @@ def reason(kind: str, changed: Changed) -> str:
     match kind:
         case "a reply changed" if _looks_at_a_heartbeat(first) and first["r"]:
             return "nobody has to suspect anyone: 'not suspected' is always admitted"
+        case "a reply changed" if first["t"] == "op" and first["o"] == "Wait" and first["r"]:
+            return "a wait that was woken: its patience may as well be over before the wake, which has no reply, takes effect"
         case "a line dropped" if _found_nothing(first):
             return "a wait that found nothing: its patience may be over later, or it was never begun"
         case "a line dropped" if _looks_at_a_heartbeat(first) and not first["r"]:
