@@ -194,9 +194,10 @@ class Crew:
         if housekeeper.stalled:
             housekeeper.beat_now()  # so that heartbeats that have ended begin again at once
         housekeeper.alive_at = math.inf  # in here the deadline watches over it
-        deadline = time.monotonic() + self._timeout
+        began = time.monotonic()
+        deadline = began + self._timeout
         try:
-            if plain and previous is not None and self._driver.fast(previous.number, deadline):
+            if plain and previous is not None and self._driver.fast(previous.number, began, deadline):
                 iteration = previous.followed_by(state.record)
             else:
                 iteration = iteration_from(self._decide(previous, ok, holds, deadline), previous)

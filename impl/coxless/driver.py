@@ -1,6 +1,7 @@
 """Runs protocol generators on a real store: performs their operations, answers their questions about time, keeps the deadline."""
 
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Generator
@@ -81,6 +82,8 @@ class Driver:
     _left: set[Member] = field(default_factory=set)
     _since: int = 0
     """The iteration from which the run began."""
+    _entered: float = -math.inf
+    """When (time.monotonic()) the last advance began, if it took the fast path."""
     _generator: Generator[Operation, object, Decision] | None = None
     _operation: Operation | None = None
     _began: int = 0
@@ -94,6 +97,8 @@ class Driver:
     _recorded: int = 0
     """The last iteration whose decision was recorded."""
     _perform: dict[type, Callable[[Any], object]] = field(default_factory=dict)
+    _patience: float = 0.0
+    """The patience in seconds."""
 
     def owes(self, number: int) -> bool:
         """Whether an advance from iteration `number` has begun and its decision was not fetched yet."""
@@ -111,16 +116,20 @@ class Driver:
         """From the iteration that this rank takes part in to the next one. Raises what `run` raises."""
         state = self.state
         number = state.record.iteration
-        if flag == "o" and self.fast(number, deadline):
+        if flag == "o" and self.fast(number, time.monotonic(), deadline):
             return Decision(state.record, state.listed, state.me)
         if self._has_decided(number):
             return self._finish()
         return self.run(None if self.unfinished else advance(state, flag), deadline=deadline)
 
-    def fast(self, number: int, deadline: float) -> bool:
+    def fast(self, number: int, began: float, deadline: float) -> bool:
         """What `advance` of the protocol does from iteration `number`, with a vote of "o", when nothing is amiss, without its generator: the
         barrier, and one compare_set, which somebody of this epoch wins. Whether it came to that; `state.record` is the next one then.
-        Any other reply goes to the generator, as if it had asked, and the caller goes on with that.
+        Any other reply goes to the generator, as if it had asked, and the caller goes on with that. `began` (on time.monotonic()): now.
+
+        The winner spares itself the wake where nobody can be waiting for it: no wait at this barrier began before this rank came to the
+        one before, and since then no patience has run out. Should somebody wait all the same (its connection broke, its patience is a
+        shorter one), its own patience ends that. docs/protocol.md, step 20; the model's `spared_wakes`.
 
         On a core that is shared by several ranks each call in here is felt, since it is made with a cold cache: so this is one function
         that calls little but the connection. tests/impl/test_fast_path.py holds it against the generator.
@@ -139,6 +148,7 @@ class Driver:
         state.flag = "o"
         connection.deadline = deadline
         self._since = k
+        before, self._entered = self._entered, began
         self.unfinished = self._in_doubt = True
         if recorder is not None:
             self._cut = FastPath(now(), k, size, expected, desired)
@@ -152,15 +162,17 @@ class Driver:
             text = replies[1]
             winner = epoch.members.get(text[len(head) :]) if text.startswith(head) else None
             if winner is not None:
+                won = text == desired
+                spared = won and not connection.wakes and time.monotonic() - before < self._patience
                 if recorder is not None and self._cut is not None:
-                    recorder.fast(k, size, expected, desired, text, self._cut.began)
+                    recorder.fast(k, size, expected, desired, text, self._cut.began, spared=spared)
                     self._cut, self._recorded = None, k + 1
                 # As `RankState.decide`, where nothing but the record changes: from the start of a barrier to the start of the next.
                 record = Record(generation, k + 1, name, True, False, winner)
-                if text == desired:
+                if won:
                     state.deletions += keys.barrier(k - 1)
                 state.record, state.known_text = record, (record, text)
-                if text == desired and not connection.wakes:
+                if won and not spared and not connection.wakes:
                     connection.set(keys.full(k), "1")
                 self.unfinished = self._in_doubt = False
                 return True
@@ -205,6 +217,7 @@ class Driver:
         """
         state, recorder, perform = self.state, self.recorder, self._perform
         self.connection.deadline = deadline
+        self._entered = -math.inf
         if generator is not None:
             self._start(generator)
         try:
@@ -327,6 +340,7 @@ class Driver:
         raise StoreUnreachableError(f"the store does not answer: asked twice in {_LOOK_LIMIT:g} s")
 
     def __post_init__(self) -> None:
+        self._patience = self.patience.total_seconds()
         # One entry for each operation; looked up by class, which is quicker than matching on the fast path.
         connection = self.connection
         self._perform = {

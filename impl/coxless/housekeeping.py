@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 _BATCH = 96
 """So many deletions wake the thread at once; fewer wait for its next round. Waking it for every iteration would cost the training
 thread more than the deletions do."""
+_WORTH_A_LOOK = 24
+"""For so many deletions the store is first asked which keys it holds: in a run without trouble it has a third of them."""
 _ROUND = 1.0
 _LOOK = 0.05
 """Seconds between two looks at whether the others have left."""
@@ -211,6 +213,8 @@ class Housekeeper:
         if self._sweep is not None:
             (before, participants), self._sweep = self._sweep, None
             self._deletions.extend(litter(self._connection.list_keys(), before, participants))
+        if len(self._deletions) >= _WORTH_A_LOOK:
+            self._pass_over_the_absent()
         while self._deletions and (deadline is None or time.monotonic() < deadline):
             key = self._deletions[0]
             self._began = now() if self._recorder is not None else 0
@@ -219,6 +223,20 @@ class Housekeeper:
             if self._recorder is not None and _is_of_the_protocol(key):
                 self._recorder.deletion(key, self._began)
             self._began = 0
+
+    def _pass_over_the_absent(self) -> None:
+        """Take the keys that the store does not hold for deleted, as they would be by a deletion at the moment of the look."""
+        pending = len(self._deletions)  # before the look: what the training thread adds meanwhile may have come after it
+        began = now() if self._recorder is not None else 0
+        held = set(self._connection.list_keys())
+        if keys.REGISTER not in held:
+            return  # this store cannot list its keys, or names them otherwise
+        for _ in range(pending):
+            key = self._deletions.popleft()
+            if key in held or key + keys.OPENED in held:
+                self._deletions.append(key)
+            elif self._recorder is not None and _is_of_the_protocol(key):
+                self._recorder.deletion(key, began)
 
 
 def _is_of_the_protocol(key: str) -> bool:

@@ -116,9 +116,13 @@ class Recorder:
         record, members, me = decision
         self.write("decision", record=str(record), members=encode_members(members), me=str(me))
 
-    def fast(self, k: int, size: int, expected: str, desired: str, reply: str, began: int) -> None:
-        """An advance from iteration k on the fast path has come to its end. Formatted by hand: these texts need no escapes."""
-        self._put(f'"t":"fast","k":{k},"size":{size},"x":"{expected}","d":"{desired}","r":"{reply}","b":{began},"e":{now()}}}')
+    def fast(self, k: int, size: int, expected: str, desired: str, reply: str, began: int, *, spared: bool) -> None:
+        """An advance from iteration k on the fast path has come to its end. spared: its winner woke nobody. Formatted by hand: these
+        texts need no escapes."""
+        wake = '"wake":"spared",' if spared else ""
+        self._put(
+            f'"t":"fast","k":{k},"size":{size},"x":"{expected}","d":"{desired}","r":"{reply}",{wake}"b":{began},"e":{now()}}}'
+        )
 
     def forgot(self, doomed: Sequence[str], began: int) -> None:
         """These keys will not be deleted by this process; the first of them may have been."""

@@ -36,6 +36,9 @@ class Budgets(NamedTuple):
     clock_skews: int = 0
     """Only a mutant compares the clocks of two hosts."""
     join_timeouts: int = 0
+    spared_wakes: int = 0
+    """No fault: a winner that knows by its clock that nobody can have run out of patience yet wakes nobody. The clock is not in the model, so
+    that it may be mistaken at any time."""
 
 
 class Shared(NamedTuple):
@@ -277,6 +280,8 @@ class Hardened(NamedTuple):
 
 
 UNPROMISED = ("crash", "restart", "second_process", "leave", "mark_dead", "lose_store")
+SPARED = "spared"
+"""The result of a wake that was not set."""
 FAULTY = ("reply lost", "not applied", "wrong suspicion", "the step failed", "clock skew")
 
 
@@ -336,6 +341,9 @@ def outcomes(setting: Setting, rank: int, shared: Shared, p: Process, move: Move
         failed = move.then(None)._replace(conn=p.conn) if silent else disconnected(setting, p, move, shared)
         yield Action(rank, name, op, None, joined(note, "not delivered" if silent else "connection lost")), paid, failed
         return
+    spared = spend(paid, "spared_wakes") if name == "wake" else None
+    if spared is not None:
+        yield Action(rank, name, op, SPARED, joined(note, "spared")), spared, move.then(None)
     if move.cost == "failed_votes":
         p = p._replace(flag="f" if p.holds else "j")
     for reply, after, said in replies(setting, paid, p, op):

@@ -38,6 +38,8 @@ def _wanted(setting: Setting, budgets: Any) -> Iterator[Situation]:
         yield Situation("a recovered proposal", recovered_proposal)
     if budgets.store_losses and longer:
         yield Situation("a restored register", lambda _, action, __: action.name == "restore_register" and worked(action))
+    if budgets.spared_wakes:
+        yield Situation("a spared wake", lambda _, action, __: "spared" in action.note)
     if several and fewer and budgets.join_timeouts:
         yield Situation("a founding without everyone", founded_without(setting.ranks))
 

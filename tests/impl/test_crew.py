@@ -91,9 +91,9 @@ def test_the_fast_path_costs_two_commands_a_rank_whose_size_does_not_grow(addres
         commands, longest = run(size, 50)
         assert commands["barrier"] == size * 50
         assert commands["compare_set"] == size * 50
-        assert commands["set"] == 50  # the winner's wake
+        assert commands["set"] < 10, "the winner wakes nobody, as nobody can have run out of patience"
         assert commands["delete_key"] <= 3 * 50  # the whole crew's clean-up, in the background
-        assert set(commands) <= {"barrier", "compare_set", "set", "delete_key"}
+        assert set(commands) <= {"barrier", "compare_set", "set", "delete_key", "list_keys"}
         assert all(length < 250 for length in longest.values()), longest
 
 

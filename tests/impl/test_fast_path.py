@@ -1,5 +1,6 @@
 """The driver's short cut through a fault-free iteration does what the generator does: the same operations, the same state after them."""
 
+import time
 from datetime import timedelta
 from typing import Any
 
@@ -47,7 +48,13 @@ class Logged:
 
 
 def driver_of(
-    rank: int, size: int, store: Any, *, generator_only: bool, join_timeout: float = LATER
+    rank: int,
+    size: int,
+    store: Any,
+    *,
+    generator_only: bool,
+    join_timeout: float = LATER,
+    patience: timedelta = timedelta(milliseconds=20),
 ) -> tuple[Driver, Logged, list[Any]]:
     log: list[Any] = []
     logged = Logged(store, log)
@@ -55,7 +62,7 @@ def driver_of(
         connection=Connection(logged),
         state=RankState(rank, size, 1, nonce=f"{rank}a", generation="f"),
         observer=HeartbeatObserver(timeout=LATER, longest_gap=1.0),
-        patience=timedelta(milliseconds=20),
+        patience=patience,
         join_timeout=join_timeout,
         announce=lambda member: None,
         watchers=[lambda state, operation, reply: None] if generator_only else [],
@@ -76,12 +83,46 @@ def test_it_takes_the_steps_of_the_generator(fail_at: tuple[str, str] | None) ->
                 logged.fail_at = fail_at
             assert driver.advance("o", deadline=LATER).record.iteration == number
         state = driver.state
-        logs.append([entry for entry in log if "global_iteration_counter" not in entry or entry[0] != "check"])
+        logs.append([entry for entry in log if not _is_wake(entry)])
         states.append(
             (state.record, state.record_text(), state.members, state.is_member, state.signed, state.full, state.deletions)
         )
     assert logs[0] == logs[1]
     assert states[0] == states[1]
+
+
+def _is_wake(entry: tuple[Any, ...]) -> bool:
+    return entry[0] == "set" and entry[1].endswith(":full")
+
+
+def test_the_winner_wakes_nobody_while_no_patience_can_have_run_out() -> None:
+    """Whoever waits at the barrier of k does so since k was decided at the earliest: after this rank came to the barrier before."""
+    driver, _, log = driver_of(0, 1, dist.HashStore(), generator_only=False, patience=timedelta(seconds=60))
+    driver.run(enter(driver.state), deadline=LATER)
+    driver.advance("o", deadline=LATER)  # the epoch's first: by the generator
+
+    def wakes_if_the_one_before_began(seconds_ago: float) -> bool:
+        number, now = driver.state.record.iteration, time.monotonic()
+        assert driver.fast(number, now - seconds_ago, LATER)
+        del log[:]
+        assert driver.fast(number + 1, now, LATER)
+        return any(map(_is_wake, log))
+
+    assert not wakes_if_the_one_before_began(0)
+    assert wakes_if_the_one_before_began(61)
+    assert not wakes_if_the_one_before_began(1)
+
+
+def test_the_winner_wakes_when_it_does_not_know_since_when_the_others_wait() -> None:
+    driver, _, log = driver_of(0, 1, dist.HashStore(), generator_only=False, patience=timedelta(seconds=60))
+    driver.run(enter(driver.state), deadline=LATER)
+    driver.advance("o", deadline=LATER)
+    assert driver.fast(2, time.monotonic(), LATER)
+    driver.advance("f", deadline=LATER)  # a failed step: the slow path, and another epoch
+    driver.advance("o", deadline=LATER)
+    del log[:]
+    assert driver.fast(5, time.monotonic(), LATER)
+    assert any(map(_is_wake, log))
 
 
 def test_attention_that_came_up_is_looked_at() -> None:

@@ -22,6 +22,7 @@ FAULTS = {
     "leaves": 1,
     "dead_marks": 1,
     "join_timeouts": 1,
+    "spared_wakes": 1,
 }
 SYSTEMS: tuple[System, ...] = (hardened(3, 3, **FAULTS), drawn(3, 3, crashes=2, restarts=2, skews=1))
 

@@ -101,6 +101,39 @@ def test_a_broken_operation_that_is_not_told_is_missed(folder: Path) -> None:
     assert validate(folder).word == "rejected"
 
 
+def test_whoever_was_woken_was_not_spared_the_wake(folder: Path) -> None:
+    """The winner leaves the wake out where nobody can have run out of patience, and says so. Here somebody had, in one iteration."""
+
+    def each(crew: Crew, number: int) -> None:
+        if number == 12 and crew.rank == 1:
+            time.sleep(0.6)
+
+    with start_server() as server:
+        run(server, 20, each)
+    assert validate(folder).word == "admitted"
+    assert any(line.get("wake") == "spared" for line in lines_of(folder, "fast"))
+    assert any(line["s"] == "await_full" and line["r"] for line in lines_of(folder, "op"))
+
+    def spared(lines: list[Line]) -> list[Line]:
+        return [{**line, "wake": "spared"} if line["t"] == "fast" and line["d"] == line["r"] else line for line in lines]
+
+    rewrite(folder, spared)
+    assert validate(folder).word == "rejected"
+
+
+@pytest.mark.parametrize("said", [{"wake": "forgotten"}, {"wake": "spared", "d": "other"}])
+def test_only_the_winner_spares_a_wake_and_says_so_in_one_word(folder: Path, said: Line) -> None:
+    with start_server() as server:
+        run(server, 8)
+
+    def changed(lines: list[Line]) -> list[Line]:
+        return [{**line, **said, **({"d": line["x"]} if "d" in said else {})} if line["t"] == "fast" else line for line in lines]
+
+    rewrite(folder, changed)
+    flaws = validate(folder).flaws
+    assert any("the wake is either spared by the winner, or not told of" in flaw.what for flaw in flaws), flaws
+
+
 def test_a_store_that_comes_back_empty_is_admitted(folder: Path) -> None:
     """No supervisor saw the loss: it is inferred."""
     met = threading.Barrier(2)

@@ -25,6 +25,7 @@ ROUGH = QUIET | {
     "leaves": 1,
     "dead_marks": 1,
     "join_timeouts": 1,
+    "spared_wakes": 1,
 }
 
 

@@ -81,5 +81,5 @@ def test_the_fast_path_costs_three_commands_a_rank(monkeypatch: Any) -> None:
         in_threads(RANKS, body)
     assert commands["add"] == commands["compare_set"] == 50 * RANKS
     assert commands["wait"] == 50 * (RANKS - 1)
-    assert commands["set"] == 2 * 50, "one opens the barrier, one wakes those who wait otherwise"
+    assert 50 <= commands["set"] < 60, "one opens the barrier; nobody is woken, as nobody can have run out of patience"
     assert set(commands) == {"add", "compare_set", "wait", "set"}

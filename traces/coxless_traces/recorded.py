@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from coxless.errors import CorruptStoreError
+from coxless_model.environment import SPARED
 
 from .words import Words
 
@@ -237,8 +238,11 @@ class _Reader:
             Item(name, number, "op", "await_barrier", ("barrier_reply", ("count", k), size), "there", begin, end, extra=True),
             Item(name, number, "op", "propose_same_epoch", propose, reply, begin, end, extra=True),
         ]
+        said = fields.get("wake")
+        if said not in (None, SPARED) or (said is not None and reply != desired):
+            raise ValueError(f"the wake is either {SPARED} by the winner, or not told of")
         if reply == desired:
-            self.main.append(Item(name, number, "op", "wake", ("set", ("full", k), 1), None, begin, end, extra=True))
+            self.main.append(Item(name, number, "op", "wake", ("set", ("full", k), 1), said, begin, end, extra=True))
         self.main.append(Item(name, number, "decision", "", None, (reply, None, desired.winner), 0, 0, extra=True))
 
     def recording(self) -> Recording | None:
@@ -280,7 +284,7 @@ def _stretched(items: list[Item]) -> tuple[Item, ...]:
     until, unsure, stretched = FOREVER, True, []
     for item in reversed(items):
         if item.op is not None:
-            if item.op[0] in ("set", "append"):
+            if item.op[0] in ("set", "append") and item.result != SPARED:
                 item = item._replace(end=until, sent=item.end, unsure=unsure)
             else:
                 until, unsure = item.end, item.kind == "broken"

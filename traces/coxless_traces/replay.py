@@ -28,7 +28,7 @@ from .targets import Line, Target
 
 BREAKING = {"reply lost", "not applied", "connection lost"}
 UNTOLD = BREAKING | {"not delivered"}
-UNPERFORMED = {"not applied", "connection lost", "not delivered"}
+UNPERFORMED = {"not applied", "connection lost", "not delivered", "spared"}
 
 
 class View(NamedTuple):
