@@ -226,9 +226,9 @@ def traffic(size: int, names: list[str], iterations: int = 100) -> dict[str, dic
                     crew = coxless.join(client, rank=rank, world_size=size, patience=datetime.timedelta(seconds=0.5))
                     crew.advance()
                     connection = crew._driver.connection
-                    connection._store = Counting(connection._store, counts[rank])
-                    connection._barrier = connection._store.barrier
-                    meet, close, inner = (lambda i: crew.advance()), crew.leave, connection._store._store
+                    connection.store = Counting(connection.store, counts[rank])
+                    connection.arrive = connection.store.barrier
+                    meet, close, inner = (lambda i: crew.advance()), crew.leave, connection.store._store
                 else:
                     meet, close = METHODS[name](rank, size, Counting(client, counts[rank]), "m")
                     inner = client

@@ -64,9 +64,8 @@ class Connection:
         """On time.monotonic(): an operation in flight is given up soon after it, although its reply may still be on its way."""
         self.flight = 0
         """What the watchdog looks at: odd while an operation is in flight."""
-        self.let_through = False
-        """The barrier of the last `barrier_then_compare_set` let through."""
-        self._store = store
+        self.store = store
+        """The client. Whoever calls it without a method of this class in between (`Driver.fast`) minds `broken` and `flight` itself."""
         self._owned = False
         self._socket: socket.socket | None = None
         self._attempt: Attempt[Store] | None = None
@@ -76,11 +75,13 @@ class Connection:
 
     def _adopt(self, store: Store) -> None:
         store.set_timeout(CLIENT_TIMEOUT)  # which a clone of it inherits; `wait` is given its own
-        self._store = store
+        self.store = store
         self._native_barrier = has_native_barrier(store)
         self._plain_timeouts = not isinstance(base_of(store), TCPStore)
-        self._barrier = store.barrier if self._native_barrier else self._emulated_barrier
-        self._compare_set_and_wake = getattr(store, "compare_set_and_wake", None)
+        self.arrive: Callable[[str, int, timedelta], object] = store.barrier if self._native_barrier else self._emulated_barrier
+        """What `barrier` calls: one command where the store has it."""
+        self.compare_set_and_wake: Callable[[str, str, str, str], bytes] | None = getattr(store, "compare_set_and_wake", None)
+        """Where the store can: sets a further key together with the register, which costs etcd one commit less."""
         self._socket = client_socket(store)
         self._owned = True
         self.flight += self.flight % 2  # an exception from a signal handler may have left it odd
@@ -106,96 +107,60 @@ class Connection:
 
     def add(self, key: str, amount: int) -> int:
         """The new value of a count, created when it is missing."""
-        value: int = self._call(self._store.add, key, amount)
+        value: int = self._call(self.store.add, key, amount)
         return value
 
     def set(self, key: str, value: str) -> None:
         """Has no reply: it "succeeds" on a dead server too, until the next operation that has one. So it is with a store whose `set` has
         one: what breaks is told by the next operation. (The protocol, and the model of it, know no other.)"""
         with contextlib.suppress(ConnectionBroken):
-            self._call(self._store.set, key, value)
+            self._call(self.store.set, key, value)
 
     def append(self, key: str, value: str) -> None:
         """Like `set`, but adds to what is there."""
         with contextlib.suppress(ConnectionBroken):
-            self._call(self._store.append, key, value)
+            self._call(self.store.append, key, value)
 
     def compare_set(self, key: str, expected: str, desired: str) -> str:
         """`desired` if the key held `expected` (or was missing, and `expected` is ""), else what it holds; `expected` if it is missing."""
-        return _text(key, self._call(self._store.compare_set, key, expected, desired))
+        return text_of(key, self._call(self.store.compare_set, key, expected, desired))
 
     def read(self, key: str) -> str | None:
         """The value, or None. compare_set with a value that no key holds: one round trip, no blocking, nothing created."""
-        value = self._call(self._store.compare_set, key, keys.PROBE, keys.PROBE)
-        return None if value == _PROBE else _text(key, value)
+        value = self._call(self.store.compare_set, key, keys.PROBE, keys.PROBE)
+        return None if value == _PROBE else text_of(key, value)
 
     def barrier(self, key: str, size: int, patience: timedelta) -> bool:
         """Count this caller in at `key` and wait until `size` are: whether they were before the patience ran out. The caller stays
         counted when they were not. One command where the store has it; signals are not handled meanwhile."""
         try:
-            self._call(self._barrier, key, size, patience)
+            self._call(self.arrive, key, size, patience)
         except CorruptStoreError:
             raise
         except RuntimeError as error:
-            return self._timed_out(error)
+            return self.timed_out(error)
         return True
-
-    def barrier_then_compare_set(
-        self, key: str, size: int, patience: timedelta, target: str, expected: str, desired: str, wake: str = ""
-    ) -> tuple[bool] | tuple[bool, str]:
-        """`barrier`, and if all came, `compare_set`: the replies. The fast path's two operations without a call between them.
-
-        wake: where the store can, it is set together with the register, and `wakes` is True: one commit less in etcd.
-        """
-        self.let_through = False
-        if self.broken:
-            raise ConnectionBroken
-        self.flight += 1
-        try:
-            self._barrier(key, size, patience)
-            self.let_through = True
-            self.flight += 2
-            if wake and self._compare_set_and_wake is not None:
-                return True, _text(target, self._compare_set_and_wake(target, expected, desired, wake))
-            return True, _text(target, self._store.compare_set(target, expected, desired))
-        except DistNetworkError as error:
-            self.broken = True
-            raise ConnectionBroken from error
-        except CorruptStoreError:
-            raise
-        except RuntimeError as error:
-            return (self._timed_out(error),)
-        except BaseException:  # as in `_call`
-            self.broken = True
-            raise
-        finally:
-            self.flight += 1
-
-    @property
-    def wakes(self) -> bool:
-        """Whether `barrier_then_compare_set` sets what it is given as `wake`."""
-        return self._compare_set_and_wake is not None
 
     def _emulated_barrier(self, key: str, size: int, patience: timedelta) -> None:
         opened = key + keys.OPENED
         try:
-            count = self._store.add(key, 1)
+            count = self.store.add(key, 1)
         except ValueError:  # FileStore and HashStore; a TCPStore server hangs up
-            raise corrupt(key, self._store.get(key), "a count") from None
+            raise corrupt(key, self.store.get(key), "a count") from None
         if count < size:
-            self._store.wait([opened], patience)
+            self.store.wait([opened], patience)
         else:
-            self._store.set(opened, "1")
+            self.store.set(opened, "1")
 
     def wait(self, key: str, patience: timedelta) -> bool:
         """Whether the key is there before the patience runs out. Signals are not handled meanwhile."""
         try:
-            self._call(self._store.wait, [key], patience)
+            self._call(self.store.wait, [key], patience)
         except RuntimeError as error:
-            return self._timed_out(error)
+            return self.timed_out(error)
         return True
 
-    def _timed_out(self, error: RuntimeError) -> bool:
+    def timed_out(self, error: RuntimeError) -> bool:
         """False for the error of a wait whose time is over; raises any other again."""
         # FileStore's is a plain RuntimeError; elsewhere such a one is somebody else's, raised by a signal handler.
         if isinstance(error, DistStoreError) or (self._plain_timeouts and "imeout" in str(error)):
@@ -204,37 +169,37 @@ class Connection:
 
     def delete(self, key: str) -> None:
         """Delete the key, if it is there."""
-        self._call(self._store.delete_key, key)
+        self._call(self.store.delete_key, key)
         if not self._native_barrier and key.endswith(":count"):
-            self._call(self._store.delete_key, key + keys.OPENED)
+            self._call(self.store.delete_key, key + keys.OPENED)
 
     def read_surely(self, key: str) -> str | None:
         """`read`, but a key that holds the very value which that asks with is not taken for a missing one."""
         value = self.read(key)
-        if value is None and self._call(self._store.check, [key]):
+        if value is None and self._call(self.store.check, [key]):
             return self.read(key) or keys.PROBE  # it has come between the two, or else
         return value
 
     def peek(self, key: str) -> str | None:
         """As `read`, but of a key at which others may be blocked in a barrier: any compare_set there, `read`'s too, lets them through."""
-        if not self._call(self._store.check, [key]):
+        if not self._call(self.store.check, [key]):
             return None
         try:
-            return _text(key, self._call(self._store.get, key))
+            return text_of(key, self._call(self.store.get, key))
         except CorruptStoreError:
             raise
         except RuntimeError as error:  # deleted between the two
-            self._timed_out(error)
+            self.timed_out(error)
             return None
 
     def ping(self) -> None:
         """One round trip: proves that the store answers, and that what was sent before has arrived."""
-        self._call(self._store.check, [keys.REGISTER])
+        self._call(self.store.check, [keys.REGISTER])
 
     def list_keys(self) -> list[str]:
         """Every key that the store holds; none for a store that cannot list them."""
         try:
-            listed: list[str] = self._call(self._store.list_keys)
+            listed: list[str] = self._call(self.store.list_keys)
         except (AttributeError, NotImplementedError, UnicodeDecodeError):  # older torch; FileStore; a foreign key that is no text
             return []
         return listed
@@ -243,7 +208,7 @@ class Connection:
         """Called from the watchdog's thread: frees the call that is blocked on this connection. `silent`: for so long (s) by now because
         the store does not answer; a moment of it is no outage."""
         if silent > _SLOW:
-            self._outage.noticed(address(self._store), time.monotonic() - silent, f"no answer for {silent:.1f} s")
+            self._outage.noticed(address(self.store), time.monotonic() - silent, f"no answer for {silent:.1f} s")
         self.broken = True
         if self._socket is not None:
             with contextlib.suppress(OSError):
@@ -259,7 +224,7 @@ class Connection:
         while True:
             attempt = self._attempt
             if attempt is None or time.monotonic() - attempt.began > ATTEMPT_LIMIT:
-                self._attempt = attempt = Attempt(partial(fresh_client, self._store))
+                self._attempt = attempt = Attempt(partial(fresh_client, self.store))
             if attempt.ended(min(0.1, max(0.0, deadline - time.monotonic()))):
                 self._attempt = None
                 try:
@@ -273,9 +238,9 @@ class Connection:
             now = time.monotonic()
             # Not at the first connection, of which the caller hears. An attempt that has ended by now was refused.
             if self._owned and (self._attempt is None or now - attempt.began > _SLOW):
-                self._outage.noticed(address(self._store), attempt.began, reason)
+                self._outage.noticed(address(self.store), attempt.began, reason)
             if now >= deadline:
-                raise StoreUnreachableError(f"the store at {address(self._store)} cannot be reached: {reason}")
+                raise StoreUnreachableError(f"the store at {address(self.store)} cannot be reached: {reason}")
             if self._attempt is None:
                 time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
 
@@ -288,7 +253,7 @@ class Connection:
 
     def _let_go(self) -> None:
         if self._owned:
-            let_go(self._store)
+            let_go(self.store)
 
     def _close_socket(self) -> None:
         if self._socket is not None:
@@ -357,7 +322,7 @@ _watchdog = _Watchdog()
 at_end(_watchdog.free_all, _watchdog.in_flight)
 
 
-def _text(key: str, value: bytes) -> str:
+def text_of(key: str, value: bytes) -> str:
     try:
         return value.decode("ascii")
     except UnicodeDecodeError:

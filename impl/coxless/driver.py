@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
+from torch.distributed import DistNetworkError
+
 from . import keys
-from .connection import REPLY_LIMIT, Connection
-from .errors import CoxlessError, CrewEndedError, IterationTimeoutError, StoreUnreachableError
+from .connection import REPLY_LIMIT, Connection, text_of
+from .errors import CorruptStoreError, CoxlessError, CrewEndedError, IterationTimeoutError, StoreUnreachableError
 from .protocol import Decision, Operation, RankState, advance, recover
 from .protocol.operations import (
     Add,
@@ -94,6 +96,8 @@ class Driver:
     _announced: Member = NOBODY
     _cut: FastPath | None = None
     """The fast path that is recorded and has not come to its line yet."""
+    _let_through: bool = False
+    """The barrier of the last fast path let through."""
     _recorded: int = 0
     """The last iteration whose decision was recorded."""
     _perform: dict[type, Callable[[Any], object]] = field(default_factory=dict)
@@ -132,7 +136,7 @@ class Driver:
         shorter one), its own patience ends that. docs/protocol.md, step 20; the model's `spared_wakes`.
 
         On a core that is shared by several ranks each call in here is felt, since it is made with a cold cache: so this is one function
-        that calls little but the connection. tests/impl/test_fast_path.py holds it against the generator.
+        that calls little but the store. tests/impl/test_fast_path.py holds it against the generator.
         """
         state, connection, recorder = self.state, self.connection, self.recorder
         current, epoch = state.record, state.known_epoch
@@ -152,34 +156,57 @@ class Driver:
         self.unfinished = self._in_doubt = True
         if recorder is not None:
             self._cut = FastPath(now(), k, size, expected, desired)
-        try:
-            replies = connection.barrier_then_compare_set(
-                f"{BARRIER}{k}:count", size, self.patience, keys.REGISTER, expected, desired, f"{BARRIER}{k}:full"
-            )
-        except ConnectionBroken:
+        self._let_through = False
+        if connection.broken:
             return False
-        if len(replies) == 2:
-            text = replies[1]
-            winner = epoch.members.get(text[len(head) :]) if text.startswith(head) else None
-            if winner is not None:
-                won = text == desired
-                spared = won and not connection.wakes and time.monotonic() - before < self._patience
-                if recorder is not None and self._cut is not None:
-                    recorder.fast(k, size, expected, desired, text, self._cut.began, spared=spared)
-                    self._cut, self._recorded = None, k + 1
-                # As `RankState.decide`, where nothing but the record changes: from the start of a barrier to the start of the next.
-                record = Record(generation, k + 1, name, True, False, winner)
-                if won:
-                    state.deletions += keys.barrier(k - 1)
-                state.record, state.known_text = record, (record, text)
-                if won and not spared and not connection.wakes:
-                    connection.set(keys.full(k), "1")
-                self.unfinished = self._in_doubt = False
-                return True
-        self._fall_back(replies)
-        return False
+        # As Connection.barrier and then Connection.compare_set.
+        compare_set_and_wake = connection.compare_set_and_wake
+        connection.flight += 1
+        try:
+            connection.arrive(f"{BARRIER}{k}:count", size, self.patience)
+            self._let_through = True
+            connection.flight += 2
+            if compare_set_and_wake is None:
+                reply = connection.store.compare_set(keys.REGISTER, expected, desired)
+            else:
+                reply = compare_set_and_wake(keys.REGISTER, expected, desired, f"{BARRIER}{k}:full")
+        except DistNetworkError:
+            connection.broken = True
+            return False
+        except CorruptStoreError:
+            raise
+        except RuntimeError as error:
+            connection.timed_out(error)
+            reply = None
+        except BaseException:
+            connection.broken = True
+            raise
+        finally:
+            connection.flight += 1
+        if reply is None:
+            self._fall_back(False)
+            return False
+        text = text_of(keys.REGISTER, reply)
+        winner = epoch.members.get(text[len(head) :]) if text.startswith(head) else None
+        if winner is None:
+            self._fall_back(True, text)
+            return False
+        won = text == desired
+        spared = won and compare_set_and_wake is None and time.monotonic() - before < self._patience
+        if recorder is not None and self._cut is not None:
+            recorder.fast(k, size, expected, desired, text, self._cut.began, spared=spared)
+            self._cut, self._recorded = None, k + 1
+        # As `RankState.decide`, where nothing but the record changes: from the start of a barrier to the start of the next.
+        record = tuple.__new__(Record, (generation, k + 1, name, True, False, winner))  # what Record(...) does, in one call less
+        if won:
+            state.deletions += keys.barrier(k - 1)
+        state.record, state.known_text = record, (record, text)
+        if won and not spared and compare_set_and_wake is None:
+            connection.set(keys.full(k), "1")
+        self.unfinished = self._in_doubt = False
+        return True
 
-    def _fall_back(self, replies: tuple[object, ...]) -> None:
+    def _fall_back(self, *replies: object) -> None:
         """Tell the generator what the fast path was told."""
         recorder = self.recorder
         if recorder is not None:
@@ -206,7 +233,7 @@ class Driver:
         recorder.vote(self.state)
         self._operation = Barrier("arrive", f"{BARRIER}{cut.k}:count", cut.size)
         self._began = cut.began
-        if self.connection.let_through:
+        if self._let_through:
             recorder.operation(self._operation, True, cut.began)
             self._operation = CompareSet("propose_same_epoch", keys.REGISTER, cut.expected, cut.desired)
 

@@ -71,15 +71,15 @@ def test_the_fast_path_costs_two_commands_a_rank_whose_size_does_not_grow(addres
                 begin.wait(60)
                 for connection in (crew._driver.connection, crew._housekeeper._connection):
                     native = connection._native_barrier
-                    connection._store = CountingStore(connection._store, commands, longest)
+                    connection.store = CountingStore(connection.store, commands, longest)
                     assert native
-                    connection._barrier = connection._store.barrier
+                    connection.arrive = connection.store.barrier
                 begin.wait(60)
                 for _ in range(iterations):
                     crew.advance()
                 begin.wait(60)
-                crew._driver.connection._store = crew._driver.connection._store._store
-                crew._housekeeper._connection._store = crew._housekeeper._connection._store._store
+                crew._driver.connection.store = crew._driver.connection.store._store
+                crew._housekeeper._connection.store = crew._housekeeper._connection.store._store
 
         in_threads(size, body)
         store = coxless.connect(address)

@@ -11,7 +11,6 @@ from coxless.connection import Connection
 from coxless.driver import Driver
 from coxless.errors import StoreUnreachableError
 from coxless.protocol import RankState, enter
-from coxless.protocol.operations import ConnectionBroken
 from coxless.records import Record, parse_record
 from coxless.suspicion import HeartbeatObserver
 
@@ -171,10 +170,14 @@ def test_a_barrier_that_does_not_fill_goes_the_slow_way() -> None:
 
 
 def test_a_broken_connection_is_not_used_again_before_it_is_made_anew() -> None:
-    connection = Connection(dist.HashStore())
-    connection.broken = True
-    with pytest.raises(ConnectionBroken):
-        connection.barrier_then_compare_set("k", 1, timedelta(seconds=1), "r", "a", "b")
+    driver, _, log = driver_of(0, 1, dist.HashStore(), generator_only=False)
+    driver.run(enter(driver.state), deadline=LATER)
+    driver.advance("o", deadline=LATER)
+    driver.connection.broken = True
+    del log[:]
+    assert not driver.fast(2, time.monotonic(), LATER)
+    assert log == []
+    assert driver.run(None, deadline=LATER).record.iteration == 3
 
 
 def test_an_advance_whose_store_stays_away_can_be_repeated(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,16 +111,14 @@ def test_a_rank_that_has_not_learned_of_the_iteration_is_not_waited_for_in_its_c
     def body(number: int) -> Rank:
         with crew_of(server.address, number, 3) as crew:
             connection = crew._driver.connection
-            both = connection.barrier_then_compare_set
+            arrive = connection.arrive
 
-            def late(key: str, size: int, patience: timedelta, *rest: str) -> Any:
+            def late(key: str, size: int, patience: timedelta) -> None:
+                arrive(key, size, timedelta(seconds=30) if number == 0 else patience)
                 if number == 0 and key == keys.count(4):
-                    assert connection.barrier(key, size, timedelta(seconds=30))
                     assert lost.wait(30)
-                    connection.compare_set(*rest[:3])
-                return both(key, size, patience, *rest)
 
-            connection.barrier_then_compare_set = late  # type: ignore[method-assign]
+            connection.arrive = late
             rank = Rank(crew, at=strike)
             rank.train(TOTAL)
         return rank

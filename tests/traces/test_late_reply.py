@@ -2,9 +2,9 @@
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
+import torch.distributed as dist
 
 from coxless import keys
 from coxless.server import start_server
@@ -22,15 +22,16 @@ def test_the_last_to_come_whose_reply_is_late_is_admitted(tmp_path: Path, monkey
         with crew_of(server.address, rank, 2, patience=timedelta(seconds=0.5)) as crew:
             crew.advance()
             connection = crew._driver.connection
-            both = connection.barrier_then_compare_set
+            arrive = connection.arrive
 
-            def held_up(key: str, size: int, patience: timedelta, *rest: Any) -> Any:
+            def held_up(key: str, size: int, patience: timedelta) -> None:
                 if rank == 1 and key == keys.count(2):
-                    late.append(connection.barrier(key, size, timedelta(seconds=30)))
-                    return (False,)
-                return both(key, size, patience, *rest)
+                    arrive(key, size, timedelta(seconds=30))
+                    late.append(True)
+                    raise dist.DistStoreError("as if the patience had run out before the reply came")
+                arrive(key, size, patience)
 
-            connection.barrier_then_compare_set = held_up  # type: ignore[method-assign]
+            connection.arrive = held_up
             for number in range(1, 5):
                 while rank == 1 and number == 2 and "0." not in (connection.peek(keys.arrived(2)) or ""):
                     pass  # until rank 0's patience has run out, else it might have been the last to come
