@@ -192,6 +192,7 @@ class Counting:
             "multi_get",
             "check",
             "delete_key",
+            "list_keys",
             "barrier",
             "multi_set",
         }:
@@ -204,14 +205,15 @@ class Counting:
         return counted
 
 
-def traffic(size: int, names: list[str], iterations: int = 100) -> dict[str, dict[str, float]]:
-    """Store commands and bytes (both ways) per rank and iteration, counted in threads; gloo's own traffic is not the store's."""
+def traffic(size: int, names: list[str], iterations: int = 1000) -> dict[str, dict[str, float]]:
+    """Store commands and bytes (both ways) per rank and iteration, counted in threads; gloo's own traffic is not the store's. Of coxless
+    what it deletes in the background, too: so many iterations that it comes to that several times."""
     rows: dict[str, dict[str, float]] = {}
     for name in names:
         if name == "gloo barrier":
             continue
         if "etcd" in name:
-            rows[name] = etcd_traffic(size, iterations)
+            rows[name] = etcd_traffic(size, iterations // 10)
             continue
         with start_server() as server:
             counts: list[Counter[str]] = [Counter() for _ in range(size)]
@@ -225,21 +227,23 @@ def traffic(size: int, names: list[str], iterations: int = 100) -> dict[str, dic
                 if name.startswith("coxless"):
                     crew = coxless.join(client, rank=rank, world_size=size, patience=datetime.timedelta(seconds=0.5))
                     crew.advance()
-                    connection = crew._driver.connection
-                    connection.store = Counting(connection.store, counts[rank])
-                    connection.arrive = connection.store.barrier
-                    meet, close, inner = (lambda i: crew.advance()), crew.leave, connection.store._store
+                    connections = crew._driver.connection, crew._housekeeper._connection
+                    inner = [connection.store for connection in connections]
+                    for connection in connections:
+                        connection.store = Counting(connection.store, counts[rank])
+                    connections[0].arrive = connections[0].store.barrier
+                    meet, close = (lambda i: crew.advance()), crew.leave
                 else:
                     meet, close = METHODS[name](rank, size, Counting(client, counts[rank]), "m")
-                    inner = client
+                    inner = [client]
                 meet(0)
                 gate.wait()
                 counts[rank].clear()
-                before = bytes_of(inner)
+                before = sum(map(bytes_of, inner))
                 gate.wait()
                 for i in range(1, iterations + 1):
                     meet(i)
-                moved[rank] = bytes_of(inner) - before
+                moved[rank] = sum(map(bytes_of, inner)) - before
                 gate.wait()
                 close()
 
@@ -313,7 +317,7 @@ def bytes_of(store: dist.Store) -> int:
 @click.option("--processes", default="2,4,8,16,32", show_default=True, help="Numbers of rank processes.")
 @click.option(
     "--threads",
-    default="64,128,256",
+    default="64,128,256,512,1024",
     show_default=True,
     help="Numbers of threads, a connection each, in 16 processes; empty: none.",
 )
@@ -345,7 +349,9 @@ def main(processes: str, threads: str, iterations: int, out: Path, name: str) ->
     for size in numbers(threads):
         # gloo connects every pair, and recording is no different here: neither says anything at these sizes
         some = [name for name in names if name not in ("gloo barrier", "coxless, recording", "as drawn")]
-        if size > 128:  # a second and more for each, in one Python process: that is not etcd's time any more
+        if size > 256:  # hundreds of connections for each method more, and minutes
+            some = [name for name in some if name in ("raw floor", "torch elastic barrier", "Store.barrier", "coxless")]
+        elif size > 128:  # a second and more for each, in one Python process: that is not etcd's time any more
             some = [name for name in some if "etcd" not in name]
         data["threads"][size] = measure(size, max(10, iterations * 16 // size), some, threads=True)
         report.show(f"{size} threads", data["threads"][size])

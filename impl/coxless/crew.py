@@ -234,6 +234,7 @@ class Crew:
     def _begin_epoch(self, iteration: Iteration, previous: Iteration | None) -> None:
         participants = iteration.participants
         self._observer.forget_all_but(set(participants))
+        self._state.write_out()
         stayed = () if previous is None or iteration.rejoined else [m for m in participants if m in previous.participants]
         # One of those who were there before cleans up, so that it knows who has gone: the first of them.
         if stayed and stayed[0] == self.member and (iteration.left or iteration.joined):

@@ -70,6 +70,7 @@ def iteration_from(decision: Decision, previous: Iteration | None) -> Iteration:
         return previous.followed_by(record)
     participants = tuple(member for member, _ in listed)
     before = () if previous is None else previous.participants
+    were, are = set(before), set(participants)
     # An epoch is kept only by the fast path, and that asserts that all members hold the state.
     kept = record.iteration > epoch_start(record.epoch)
     follows = previous is not None and previous.number + 1 == record.iteration and me == previous.me
@@ -79,8 +80,8 @@ def iteration_from(decision: Decision, previous: Iteration | None) -> Iteration:
         participants=participants,
         index=participants.index(me),
         holders=(True,) * len(listed) if kept else tuple(holds for _, holds in listed),
-        joined=tuple(member for member in participants if member not in before),
-        left=tuple(member for member in before if member not in participants),
+        joined=tuple(member for member in participants if member not in were),
+        left=tuple(member for member in before if member not in are),
         committed=record.committed,
         winner=record.winner,
         rejoined=not follows,

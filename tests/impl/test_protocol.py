@@ -2,8 +2,10 @@
 
 import pytest
 
+from coxless import keys
 from coxless.errors import CorruptStoreError, SupersededError
-from coxless.records import parse_record
+from coxless.protocol import RankState
+from coxless.records import Member, Signature, parse_record
 
 from .lockstep import MemoryStore, Rank, barrier_keys, found, register
 
@@ -46,6 +48,36 @@ def test_founding_goes_on_without_the_absent_after_the_join_timeout_if_min_ranks
     second = Rank(store, 2, world_size=3, min_ranks=2)
     second.run()
     assert second.participants == [0, 2]
+
+
+def test_a_rank_that_has_signed_twice_does_not_count_for_two() -> None:
+    """Its connection broke, so it signed again: as many signatures as ranks, and one rank is not there."""
+    store = MemoryStore()
+    early, late = Rank(store, 0, world_size=2), Rank(store, 1, world_size=2)
+    early.run()
+    early.lose_patience()
+    arrived = keys.arrived(0)
+    store.data[arrived] += store.data[arrived]
+    early.lose_patience()
+    assert store.data[arrived].count(",") == 2
+    assert early.iteration == 0
+    late.run()
+    assert (late.iteration, late.participants) == (1, [0, 1])
+
+
+def test_of_who_has_signed_only_what_is_new_is_parsed_but_all_of_what_was_deleted_and_came_back() -> None:
+    state = RankState(0, 3, 1, nonce="a", generation="f")
+    one, two, three = (Signature(Member(rank, 1, "b"), "o") for rank in range(3))
+    text = {each: f"{each.member}.o," for each in (one, two, three)}
+    assert state.signatures_in(text[one]) == (one,)
+    assert state.signatures_in(text[one]) == (one,)
+    assert state.signatures_in(text[one] + text[two]) == (one, two)
+    assert state.signatures_in(text[three]) == (three,)
+    with pytest.raises(CorruptStoreError, match="holds 'nonsense', which is not a list of arrivals"):
+        state.signatures_in(text[three] + "nonsense")
+    assert state.signatures_in(text[three] + text[one]) == (three, one)
+    state.start_barrier(state.record, (), member=True)
+    assert state.signatures_in("") == ()
 
 
 def test_nobody_holds_the_state_at_founding_and_everyone_does_one_iteration_later() -> None:

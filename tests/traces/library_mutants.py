@@ -85,7 +85,11 @@ MUTANTS = (
     mutant("superseded", (closing, "if newer is not None", "if False")),
     mutant("incarnation_check", (joining, "if newer is not None:", "if False:")),
     # --- Founding ---
-    mutant("founding", (closing, "if len(candidates) >= state.world_size:", "if True:")),
+    mutant(
+        "founding",
+        (closing, "if founding and len(signatures) < state.world_size:", "if False:"),
+        (closing, "if len(candidates) >= state.world_size:", "if True:"),
+    ),
     mutant("min_ranks", (closing, ENOUGH, "True")),
     # --- The count ---
     mutant(

@@ -1,7 +1,7 @@
 """Closing the barrier of k with a new membership list (steps 14 to 18)."""
 
 from .. import keys
-from ..records import Flag, Listed, Member, Record, Signature, encode_members, epoch_of, parse_record, parse_signatures
+from ..records import Flag, Listed, Member, Record, Signature, encode_members, epoch_of, parse_record
 from .joining import parse_register, renew, superseded
 from .operations import CompareSet, JoinTimedOut, Read, ReadHeartbeat, Set, Steps
 from .state import Phase, RankState
@@ -13,7 +13,7 @@ def close(state: RankState) -> Steps:
     """Look who has come, and if that is enough, propose the next iteration with them (steps 14 to 18). Returns the phase to go on with."""
     current, k = state.record, state.record.iteration
     text = yield Read("read_arrived", keys.arrived(k))
-    signatures = parse_signatures(k, text or "")
+    signatures = state.signatures_in(text or "")
     newer = max((s.member for s in signatures if s.member.replaces(state.me)), default=None)
     if newer is not None and state.is_member:
         raise superseded(state.me, newer)
@@ -24,9 +24,8 @@ def close(state: RankState) -> Steps:
         state.signed = False  # a late clean-up deleted it: say it again, or the others would wait for us for ever
         return Phase.SIGN
 
-    candidates = candidates_of(signatures, state.listed if state.full else ())
-    closable = yield from _closable(state, signatures, candidates)
-    if not closable:
+    candidates = yield from _enough(state, signatures)
+    if not candidates:
         return Phase.AWAIT_FULL
 
     listed = tuple(Listed(member, flag != "j") for member, flag in candidates)
@@ -54,11 +53,13 @@ def candidates_of(signatures: tuple[Signature, ...], counted: tuple[Listed, ...]
     flags: dict[Member, Flag] = {member: "o" for member, _ in counted}
     signed: dict[Member, Flag] = {}
     for member, flag in signatures:
-        signed[member] = max(signed.get(member, flag), flag, key=_WORST.index)
+        if member not in signed or _WORST.index(flag) > _WORST.index(signed[member]):
+            signed[member] = flag
     flags |= signed
     newest: dict[int, Member] = {}
     for member in flags:
-        newest[member.rank] = max(newest.get(member.rank, member), member)
+        if member.rank not in newest or member > newest[member.rank]:
+            newest[member.rank] = member
     return tuple(Signature(member, flags[member]) for _, member in sorted(newest.items()))
 
 
@@ -69,18 +70,28 @@ def committed_by(members: tuple[Listed, ...], candidates: tuple[Signature, ...])
     return bool(votes) and all(flag == "o" for flag in votes)
 
 
-def _closable(state: RankState, signatures: tuple[Signature, ...], candidates: tuple[Signature, ...]) -> Steps:
-    """Whether the barrier may be closed with these candidates (property S3)."""
-    signed = {s.member for s in signatures}
+def _enough(state: RankState, signatures: tuple[Signature, ...]) -> Steps:
+    """The candidates that the barrier may be closed with (property S3); none if it may not."""
+    founding, timed_out = state.record.iteration == 0, False
+    if founding and len(signatures) < state.world_size:
+        # While hundreds of ranks found, all of them look here over and over: so they work out no more than that somebody is still to come.
+        state.seen = tuple(s.member for s in signatures)
+        timed_out = yield JoinTimedOut("read_arrived")
+        if not timed_out:
+            return ()
+    candidates = candidates_of(signatures, state.listed if state.full else ())
     state.seen = tuple(c.member for c in candidates)
+    enough = candidates if len(candidates) >= state.min_ranks else ()
     if state.full:
         state.missing = ()
-        return len(candidates) >= state.min_ranks
-    if state.record.iteration == 0:
+        return enough
+    if founding:
         if len(candidates) >= state.world_size:
-            return True
-        timed_out = yield JoinTimedOut("read_arrived")
-        return timed_out and len(candidates) >= state.min_ranks
+            return candidates
+        if not timed_out:  # some have signed more than once
+            timed_out = yield JoinTimedOut("read_arrived")
+        return enough if timed_out else ()
+    signed = {s.member for s in signatures}
     present = []  # neither signed nor replaced by a newer incarnation, nor suspected
     for member, _ in state.listed:
         if member in signed or any(other.replaces(member) for other in signed):
@@ -89,4 +100,4 @@ def _closable(state: RankState, signatures: tuple[Signature, ...], candidates: t
         if not suspected:
             present.append(member)
     state.missing = tuple(present)
-    return not present and len(candidates) >= state.min_ranks
+    return () if present else enough

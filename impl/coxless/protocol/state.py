@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from .. import keys
-from ..records import NO_EPOCH, Flag, Listed, Member, Record
+from ..records import NO_EPOCH, Flag, Listed, Member, Record, Signature, parse_signatures
 
 
 class Phase:
@@ -81,6 +81,9 @@ class RankState:
     written: dict[str, tuple[Listed, ...]] = field(default_factory=dict)
     """Lists proposed at this barrier, by epoch."""
 
+    looked_at: tuple[str, tuple[Signature, ...]] = ("", ())
+    """`arrived` as last read, and what it says."""
+
     news: Record = NOTHING
     """A newer record than `record`, being learned."""
     deletions: list[str] = field(default_factory=list)
@@ -114,6 +117,23 @@ class RankState:
             self.known_epoch = epoch = EpochText(name, f"c1 {generation} ", f" {name} 1 0 ", str(self.me), members)
         return epoch
 
+    def signatures_in(self, text: str) -> tuple[Signature, ...]:
+        """Who has signed at this barrier. The key is appended to, so only what is new is parsed: while hundreds of ranks found, each reads
+        it over and over, and to parse it all each time would keep them from coming to their end. Raises CorruptStoreError."""
+        known, signatures = self.looked_at
+        if not text.startswith(known):  # a late clean-up deleted it, or the store lost its data
+            known, signatures = "", ()
+        if text != known:
+            signatures += parse_signatures(self.record.iteration, text[len(known) :])
+            self.looked_at = (text, signatures)
+        return signatures
+
+    def write_out(self) -> None:
+        """Make `record_text` and `epoch_text` now, as the epoch begins, and not while the others wait at its first barrier: with hundreds
+        of ranks on a few cores that is longer than their patience."""
+        self.known_text = (self.record, self.record_text())
+        self.epoch_text()
+
     def start_barrier(self, record: Record, members: tuple[Listed, ...] | None, *, member: bool) -> None:
         """Stand before the barrier of `record`, with nothing done at it yet."""
         self.record, self.members, self.is_member = record, members, member
@@ -121,6 +141,7 @@ class RankState:
         self.signed = self.full = False
         if self.written:
             self.written = {}
+        self.looked_at = ("", ())
         self.news = NOTHING
         self.missing = self.seen = ()
 
