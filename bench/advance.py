@@ -48,7 +48,7 @@ METHODS: dict[str, Callable[..., tuple[methods.Meet, methods.Close]]] = {
     "coxless, recording": methods.coxless_advance,
 }
 if importlib.util.find_spec("torchft"):  # in an environment beside the project's: `make bench-torchft`
-    METHODS["torchft quorum + commit"] = methods.torchft_quorum
+    METHODS |= {"torchft quorum + commit": methods.torchft_quorum, "torchft Manager": methods.torchft_manager}
 ON_DISK, IN_MEMORY = "coxless on etcd", "coxless on etcd, in memory"
 if find_etcd() and importlib.util.find_spec("aetcd"):
     METHODS |= {ON_DISK: methods.coxless_advance, IN_MEMORY: methods.coxless_advance}
@@ -343,7 +343,9 @@ def main(processes: str, threads: str, iterations: int, out: Path, name: str) ->
         data["latency"][size] = measure(size, iterations, names, threads=False)
         report.show(f"{size} processes", data["latency"][size])
     for size in (4, 16):
-        data["traffic"][size] = traffic(size, [name for name in names if not name.endswith("recording")])
+        data["traffic"][size] = traffic(
+            size, [name for name in names if not name.endswith("recording") and "torchft" not in name]
+        )
     if data["latency"]:
         save()
     for size in numbers(threads):

@@ -99,14 +99,11 @@ def torchft_quorum(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Cl
     """torchft: what its Manager asks for each step, start_quorum and should_commit, with the rest of a step left out. A replica group is one
     rank; rank 0 runs the lighthouse. Only where torchft is installed."""
     os.environ.setdefault("RUST_LOG", "warn")  # else it logs several lines a step
-    from torchft.coordination import LighthouseServer, ManagerClient, ManagerServer
+    from torchft.coordination import ManagerClient, ManagerServer
 
-    address = f"{tag}:lighthouse"
-    lighthouse = LighthouseServer(bind="127.0.0.1:0", min_replicas=size) if rank == 0 else None
-    if lighthouse is not None:
-        store.set(address, f"http://127.0.0.1:{lighthouse.address().rpartition(':')[2]}")
+    lighthouse, address = lighthouse_of(rank, size, store, tag)
     server = ManagerServer(
-        replica_id=f"{tag}-{rank}", lighthouse_addr=store.get(address).decode(), hostname="127.0.0.1", bind="127.0.0.1:0",
+        replica_id=f"{tag}-{rank}", lighthouse_addr=address, hostname="127.0.0.1", bind="127.0.0.1:0",
         store_addr="", world_size=1, heartbeat_interval=timedelta(milliseconds=100), connect_timeout=LONG, quorum_retries=0,
     )  # fmt: skip
     client = ManagerClient(server.address(), connect_timeout=LONG)
@@ -123,6 +120,45 @@ def torchft_quorum(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Cl
             lighthouse.shutdown()
 
     return meet, close
+
+
+def torchft_manager(rank: int, size: int, store: Any, tag: str) -> tuple[Meet, Close]:
+    """torchft as its users call it, beside `Crew.advance` as coxless's do: Manager.start_quorum and Manager.should_commit, nothing reduced in
+    between. The one above is what these two ask its servers for."""
+    os.environ.setdefault("RUST_LOG", "warn")
+    from torchft import Manager, ProcessGroupGloo
+
+    lighthouse, address = lighthouse_of(rank, size, store, tag)
+    own = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    manager = Manager(
+        pg=ProcessGroupGloo(), load_state_dict=lambda state: None, state_dict=dict, min_replica_size=size, replica_id=f"{tag}-{rank}",
+        store_addr="127.0.0.1", store_port=own.port, rank=0, world_size=1, lighthouse_addr=address, hostname="127.0.0.1", init_sync=False,
+        timeout=LONG, quorum_timeout=LONG, connect_timeout=LONG,
+    )  # fmt: skip
+
+    manager.bench_store = own  # the server lives as long as this object
+
+    def meet(i: int) -> None:
+        manager.start_quorum()
+        manager.should_commit()
+
+    def close() -> None:
+        manager.shutdown(wait=False)
+        if lighthouse is not None:
+            lighthouse.shutdown()
+
+    return meet, close
+
+
+def lighthouse_of(rank: int, size: int, store: Any, tag: str) -> tuple[Any, str]:
+    """torchft's lighthouse, which rank 0 runs, and its address."""
+    from torchft.coordination import LighthouseServer
+
+    key = f"{tag}:lighthouse"
+    lighthouse = LighthouseServer(bind="127.0.0.1:0", min_replicas=size) if rank == 0 else None
+    if lighthouse is not None:
+        store.set(key, f"http://127.0.0.1:{lighthouse.address().rpartition(':')[2]}")
+    return lighthouse, store.get(key).decode()
 
 
 def coxless_advance(rank: int, size: int, store: Any, tag: str, *, record: str = "") -> tuple[Meet, Close]:
