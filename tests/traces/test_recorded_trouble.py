@@ -33,11 +33,16 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "recorded"
 
 
-def run(server: StoreServer, iterations: int, each: Callable[[Crew, int], None] = lambda crew, number: None) -> None:
+def run(
+    server: StoreServer,
+    iterations: int,
+    each: Callable[[Crew, int], None] = lambda crew, number: None,
+    patience: timedelta = timedelta(seconds=0.2),
+) -> None:
     """Two ranks, in threads."""
 
     def body(rank: int) -> None:
-        with crew_of(server.address, rank, 2, patience=timedelta(seconds=0.2)) as crew:
+        with crew_of(server.address, rank, 2, patience=patience) as crew:
             for iteration in crew.iterations(until=iterations):
                 each(crew, iteration.number)
 
@@ -106,13 +111,17 @@ def test_whoever_was_woken_was_not_spared_the_wake(folder: Path) -> None:
 
     def each(crew: Crew, number: int) -> None:
         if number == 12 and crew.rank == 1:
-            time.sleep(0.6)
+            while not store.check([keys.arrived(12)]):
+                time.sleep(0.01)  # until rank 0 has run out of patience
+            time.sleep(0.2)  # and on, so that it is in the middle of its next wait
 
     with start_server() as server:
-        run(server, 20, each)
+        store = coxless.connect(server.address)
+        run(server, 20, each, patience=timedelta(seconds=0.5))
     assert validate(folder).word == "admitted"
     assert any(line.get("wake") == "spared" for line in lines_of(folder, "fast"))
-    assert any(line["s"] == "await_full" and line["r"] for line in lines_of(folder, "op"))
+    woken = [line for line in lines_of(folder, "op") if line["s"] == "await_full" and line["a"] == [keys.full(12)]]
+    assert [line["r"] for line in woken] == [True]
 
     def spared(lines: list[Line]) -> list[Line]:
         return [{**line, "wake": "spared"} if line["t"] == "fast" and line["d"] == line["r"] else line for line in lines]
