@@ -21,6 +21,7 @@ import struct
 import tempfile
 import threading
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -148,11 +149,18 @@ def in_processes(arguments: list[tuple[Any, ...]], processes: int) -> list[dict[
     context = multiprocessing.get_context("fork")
     results = context.Queue()
 
+    def one(given: tuple[Any, ...]) -> None:
+        try:
+            results.put((given[0], run_rank(*given)))
+        except Exception:  # noqa: BLE001  # whatever it is, it must not stay in a future that nobody looks at
+            traceback.print_exc()
+            os._exit(1)  # at once, since the others wait for this one
+
     def work(mine: list[tuple[Any, ...]]) -> None:
         torch.set_num_threads(1)
         with ThreadPoolExecutor(len(mine)) as pool:
-            for given, result in zip(mine, pool.map(lambda given: run_rank(*given), mine), strict=True):
-                results.put((given[0], result))
+            for _ in pool.map(one, mine):
+                pass
 
     started = [context.Process(target=work, args=(arguments[number::processes],)) for number in range(processes)]
     for process in started:

@@ -168,5 +168,7 @@ def coxless_advance(rank: int, size: int, store: Any, tag: str, *, record: str =
     with CONNECTING:
         crew = coxless.join(store, rank=rank, world_size=size, patience=timedelta(seconds=0.5), join_timeout=LONG / 2)
     os.environ.pop("COXLESS_TRACE", None)
+    # Else those who wait at founding take the processors from those who still connect, which may take ten seconds and no more.
+    store.barrier(f"{tag}:connected", size, LONG)
     crew.advance()
     return lambda i: crew.advance(), crew.leave
