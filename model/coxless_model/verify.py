@@ -97,7 +97,7 @@ JOBS: tuple[Job, ...] = (
     Job(2, 2, {"crashes": 1, "dead_marks": 1, "leaves": 1, "join_timeouts": 2}),
     Job(2, 2, {"crashes": 1, "restarts": 1, "join_timeouts": 3}, kind="liveness"),
     Job(2, 2, {"suspicions": 1}, kind="liveness"),
-    Job(2, 2, {"spared_wakes": 2, "crashes": 1}, kind="liveness"),
+    Job(2, 2, {"spared_wakes": 2, "crashes": 1, "join_timeouts": 2}, kind="liveness"),
     Job(2, 2, {"failed_votes": 1}, kind="liveness"),
     Job(2, 2, {"lost_replies": 1}, kind="liveness"),
     Job(2, 2, {"store_losses": 1}, kind="liveness"),
