@@ -235,9 +235,9 @@ class Crew:
         participants = iteration.participants
         self._observer.forget_all_but(set(participants))
         self._state.write_out()
-        stayed = () if previous is None or iteration.rejoined else [m for m in participants if m in previous.participants]
         # One of those who were there before cleans up, so that it knows who has gone: the first of them.
-        if stayed and stayed[0] == self.member and (iteration.left or iteration.joined):
+        first = next((member for member in participants if member not in iteration.joined), None)
+        if first == self.member and not iteration.rejoined and (iteration.left or iteration.joined):
             self._housekeeper.delete(map(keys.heartbeat, iteration.left))
             self._housekeeper.sweep(iteration.number - 1, participants)
         logger.info(

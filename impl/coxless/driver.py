@@ -101,8 +101,6 @@ class Driver:
     _recorded: int = 0
     """The last iteration whose decision was recorded."""
     _perform: dict[type, Callable[[Any], object]] = field(default_factory=dict)
-    _patience: float = 0.0
-    """The patience in seconds."""
 
     def owes(self, number: int) -> bool:
         """Whether an advance from iteration `number` has begun and its decision was not fetched yet."""
@@ -178,7 +176,7 @@ class Driver:
         except RuntimeError as error:
             connection.timed_out(error)
             reply = None
-        except BaseException:
+        except BaseException:  # from a signal handler; as in Connection._call
             connection.broken = True
             raise
         finally:
@@ -192,7 +190,7 @@ class Driver:
             self._fall_back(True, text)
             return False
         won = text == desired
-        spared = won and compare_set_and_wake is None and time.monotonic() - before < self._patience
+        spared = won and compare_set_and_wake is None and time.monotonic() - before < self.patience.total_seconds()
         if recorder is not None and self._cut is not None:
             recorder.fast(k, size, expected, desired, text, self._cut.began, spared=spared)
             self._cut, self._recorded = None, k + 1
@@ -367,7 +365,6 @@ class Driver:
         raise StoreUnreachableError(f"the store does not answer: asked twice in {_LOOK_LIMIT:g} s")
 
     def __post_init__(self) -> None:
-        self._patience = self.patience.total_seconds()
         # One entry for each operation; looked up by class, which is quicker than matching on the fast path.
         connection = self.connection
         self._perform = {

@@ -280,8 +280,6 @@ class Hardened(NamedTuple):
 
 
 UNPROMISED = ("crash", "restart", "second_process", "leave", "mark_dead", "lose_store")
-SPARED = "spared"
-"""The result of a wake that was not set."""
 FAULTY = ("reply lost", "not applied", "wrong suspicion", "the step failed", "clock skew")
 
 
@@ -327,6 +325,8 @@ def renamed_process(p: Process, perm: Perm) -> Process:
 # --- One operation ------------------------------------------------------------------------------------------------------
 
 Outcome = tuple[Action, Shared, Process]
+SPARED = "spared"
+"""The note and the result of a wake that was left out."""
 
 
 def outcomes(setting: Setting, rank: int, shared: Shared, p: Process, move: Move) -> Iterator[Outcome]:
@@ -343,7 +343,7 @@ def outcomes(setting: Setting, rank: int, shared: Shared, p: Process, move: Move
         return
     spared = spend(paid, "spared_wakes") if name == "wake" else None
     if spared is not None:
-        yield Action(rank, name, op, SPARED, joined(note, "spared")), spared, move.then(None)
+        yield Action(rank, name, op, SPARED, joined(note, SPARED)), spared, move.then(None)
     if move.cost == "failed_votes":
         p = p._replace(flag="f" if p.holds else "j")
     for reply, after, said in replies(setting, paid, p, op):

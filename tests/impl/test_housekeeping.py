@@ -57,6 +57,17 @@ def test_of_barriers_without_trouble_only_the_counts_are_deleted(address: str) -
     assert store.list_keys() == [keys.REGISTER]
 
 
+def test_the_key_that_opens_a_barrier_is_deleted_where_its_count_is_gone(address: str) -> None:
+    store = Noting(coxless.connect(address))
+    store.set(keys.REGISTER, "c1")
+    housekeeper = housekeeper_of(store)
+    store.delete_key(keys.count(4))
+    store.set(keys.count(4) + keys.OPENED, "1")
+    housekeeper.delete(ALL)
+    housekeeper._delete_pending()
+    assert store.list_keys() == [keys.REGISTER]
+
+
 def test_what_is_queued_while_the_store_is_asked_is_deleted_all_the_same(address: str) -> None:
     """It may have been written after the store had looked."""
     store = Noting(coxless.connect(address))

@@ -87,7 +87,7 @@ MUTANTS = (
     # --- Founding ---
     mutant(
         "founding",
-        (closing, "if founding and len(signatures) < state.world_size:", "if False:"),
+        (closing, "if len(signatures) >= state.world_size else ()", ""),
         (closing, "if len(candidates) >= state.world_size:", "if True:"),
     ),
     mutant("min_ranks", (closing, ENOUGH, "True")),

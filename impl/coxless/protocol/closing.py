@@ -72,25 +72,14 @@ def committed_by(members: tuple[Listed, ...], candidates: tuple[Signature, ...])
 
 def _enough(state: RankState, signatures: tuple[Signature, ...]) -> Steps:
     """The candidates that the barrier may be closed with (property S3); none if it may not."""
-    founding, timed_out = state.record.iteration == 0, False
-    if founding and len(signatures) < state.world_size:
-        # While hundreds of ranks found, all of them look here over and over: so they work out no more than that somebody is still to come.
-        state.seen = tuple(s.member for s in signatures)
-        timed_out = yield JoinTimedOut("read_arrived")
-        if not timed_out:
-            return ()
+    if state.record.iteration == 0:
+        return (yield from _founders(state, signatures))
     candidates = candidates_of(signatures, state.listed if state.full else ())
     state.seen = tuple(c.member for c in candidates)
     enough = candidates if len(candidates) >= state.min_ranks else ()
     if state.full:
         state.missing = ()
         return enough
-    if founding:
-        if len(candidates) >= state.world_size:
-            return candidates
-        if not timed_out:  # some have signed more than once
-            timed_out = yield JoinTimedOut("read_arrived")
-        return enough if timed_out else ()
     signed = {s.member for s in signatures}
     present = []  # neither signed nor replaced by a newer incarnation, nor suspected
     for member, _ in state.listed:
@@ -101,3 +90,17 @@ def _enough(state: RankState, signatures: tuple[Signature, ...]) -> Steps:
             present.append(member)
     state.missing = tuple(present)
     return () if present else enough
+
+
+def _founders(state: RankState, signatures: tuple[Signature, ...]) -> Steps:
+    """Everybody; once the join timeout has passed, whoever has come."""
+    # While hundreds of ranks found, all of them look here over and over: nothing is worked out as long as there are too few signatures.
+    candidates = candidates_of(signatures, ()) if len(signatures) >= state.world_size else ()
+    if len(candidates) >= state.world_size:
+        return candidates
+    state.seen = tuple(s.member for s in signatures)
+    timed_out = yield JoinTimedOut("read_arrived")
+    if not timed_out:
+        return ()
+    candidates = candidates_of(signatures, ())
+    return candidates if len(candidates) >= state.min_ranks else ()

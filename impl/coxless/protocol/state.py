@@ -129,8 +129,8 @@ class RankState:
         return signatures
 
     def write_out(self) -> None:
-        """Make `record_text` and `epoch_text` now, as the epoch begins, and not while the others wait at its first barrier: with hundreds
-        of ranks on a few cores that is longer than their patience."""
+        """Make `record_text` and `epoch_text` now, as the epoch begins, and not while the others wait at its first barrier: a thousand
+        ranks on two cores ran out of patience there."""
         self.known_text = (self.record, self.record_text())
         self.epoch_text()
 
