@@ -25,15 +25,20 @@ REPLY, REQUEST, LATE = "the reply is lost", "the request is lost", "the request 
 
 
 class Wire:
-    """What happens to the attempts to come, one after the other; after them nothing does."""
+    """What happens to the attempts to come, one after the other; after them nothing does.
+
+    Those of this thread: a session renews its lease in a thread of its own, at any moment.
+    """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.faults: list[str] = []
         self.attempts = self.unanswered = 0
         self._late: list[Callable[[], object]] = []
-        once = Cluster.once
+        once, caller = Cluster.once, threading.get_ident()
 
         def faulty(cluster: Cluster, method: Any, request: Any, deadline: Any) -> Any:
+            if threading.get_ident() != caller:
+                return once(cluster, method, request, deadline)
             if method is not TXN or not self.faults:
                 self.attempts += 1
                 try:
