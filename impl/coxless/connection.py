@@ -19,13 +19,14 @@ from datetime import timedelta
 from functools import partial
 from typing import Any
 
+from torch import __version__ as torch_version
 from torch.distributed import DistNetworkError, DistStoreError, Store, TCPStore
 
 from . import keys
 from .attempt import Attempt
 from .client import CLIENT_TIMEOUT, CONNECT_TIMEOUT, address, base_of, client_socket, fresh_client, has_native_barrier
 from .ending import at_end
-from .errors import CorruptStoreError, StoreUnreachableError
+from .errors import CorruptStoreError, StoreUnreachableError, UnfitStoreError
 from .outage import Outage
 from .protocol.operations import ConnectionBroken
 from .records import corrupt
@@ -142,11 +143,11 @@ class Connection:
         return True
 
     def _emulated_barrier(self, key: str, size: int, patience: timedelta) -> None:
-        opened = key + keys.OPENED
+        added, opened = key + keys.ADDED, key + keys.OPENED
         try:
-            count = self.store.add(key, 1)
+            count = self.store.add(added, 1)
         except ValueError:  # FileStore and HashStore; a TCPStore server hangs up
-            raise corrupt(key, self.store.get(key), "a count") from None
+            raise corrupt(added, self.store.get(added), "a count") from None
         if count < size:
             self.store.wait([opened], patience)
         else:
@@ -167,11 +168,37 @@ class Connection:
             return False
         raise error
 
+    @property
+    def barrier_kind(self) -> str:
+        """COMMAND where the store has the barrier in one command, else EMULATED."""
+        return keys.COMMAND if self._native_barrier else keys.EMULATED
+
+    def agree_on_barrier(self) -> None:
+        """Make sure that whoever is on this store meets as this client does. The two kinds count apart, so that nobody would be let through
+        with a member missing; but neither count would ever be full, and every iteration would wait for the patience.
+
+        Raises UnfitStoreError.
+        """
+        own = self.barrier_kind
+        theirs = self.compare_set(keys.BARRIER_KIND, "", own)
+        if theirs not in (keys.COMMAND, keys.EMULATED):
+            raise corrupt(keys.BARRIER_KIND, theirs, f"{keys.COMMAND!r} or {keys.EMULATED!r}")
+        if theirs != own:
+            theirs_is, own_is = ("without", "by") if own == keys.COMMAND else ("by", "without")
+            raise UnfitStoreError(
+                f"the other ranks on the store at {address(self.store)} meet {theirs_is} TCPStore's barrier command, this one (torch "
+                f"{torch_version}) {own_is} it: use one version of torch, and the same kind of store, for all ranks"
+            )
+
     def delete(self, key: str) -> None:
         """Delete the key, if it is there."""
-        self._call(self.store.delete_key, key)
-        if not self._native_barrier and key.endswith(":count"):
-            self._call(self.store.delete_key, key + keys.OPENED)
+        for part in self.parts_of(key):
+            self._call(self.store.delete_key, part)
+
+    def parts_of(self, key: str) -> tuple[str, ...]:
+        """The store's keys that hold what the protocol has under this one: of a count whose barrier is not one command, two others."""
+        emulated = not self._native_barrier and key.endswith(":count")
+        return (key + keys.ADDED, key + keys.OPENED) if emulated else (key,)
 
     def read_surely(self, key: str) -> str | None:
         """`read`, but a key that holds the very value which that asks with is not taken for a missing one."""

@@ -83,6 +83,11 @@ class Crew:
             watchers=[],
             recorder=self._recorder,
         )
+        try:
+            self._driver.look(self._driver.connection.agree_on_barrier)
+        except CoxlessError:
+            self._driver.connection.close()
+            raise
         fault = os.environ.get("COXLESS_FAULT")
         if fault:
             what = "stop" if fault.startswith("stop@") else "kill"
@@ -94,6 +99,7 @@ class Crew:
             stall=math.inf if timing.stall_timeout is None else timing.stall_timeout.total_seconds(),
             recorder=self._recorder,
         )
+        self._housekeeper.publish(keys.BARRIER_KIND, self._driver.connection.barrier_kind)  # again, should the store lose it
         self._lookout = Lookout(self._driver)
 
     # --- who and where

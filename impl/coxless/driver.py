@@ -323,7 +323,7 @@ class Driver:
         """A TCPStore server hangs up on whoever arrives at a count that is no number: that is why the connection broke, then."""
         if not self.state.is_member:
             return
-        key = keys.count(self.state.record.iteration)
+        key = self.connection.parts_of(keys.count(self.state.record.iteration))[0]
         # Others may be blocked at it: asked by compare_set they would be let through without this rank, whose vote may be "failed" (S8).
         text = self.connection.peek(key)
         if text is not None:

@@ -233,7 +233,7 @@ class Housekeeper:
             return  # this store cannot list its keys, or names them otherwise
         for _ in range(pending):
             key = self._deletions.popleft()
-            if key in held or key + keys.OPENED in held:
+            if held.intersection(self._connection.parts_of(key)):
                 self._deletions.append(key)
             elif self._recorder is not None and _is_of_the_protocol(key):
                 self._recorder.deletion(key, began)

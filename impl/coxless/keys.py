@@ -8,10 +8,15 @@ REGISTER = "global_iteration_counter"
 PROBE = "?probe?"
 """A value that no key ever holds: compare_set(key, PROBE, PROBE) reads a key in one round trip and never blocks."""
 
-OPENED = ":open"
-"""Where the barrier is not one command, the last to come sets the key of the count with this ending."""
+BARRIER_KIND = "global_iteration_barrier_kind"
+"""How the crew on this store meets: COMMAND or EMULATED. Written by the first who joins; the others have to meet in the same way."""
+COMMAND, EMULATED = "command", "emulated"
 
-_barrier = re.compile(r"global_iteration_barrier:(0|[1-9][0-9]{0,17}):(?:count|count:open|full|arrived)")
+ADDED, OPENED = ":added", ":open"
+"""Where the barrier is not one command, the count is kept under its key with the first ending, and the last to come sets the one with the
+second. Apart from the command's count: an `add` there would let through whoever is blocked in the command, with somebody still missing."""
+
+_barrier = re.compile(r"global_iteration_barrier:(0|[1-9][0-9]{0,17}):(?:count(?::added|:open)?|full|arrived)")
 
 
 def incarnation(rank: int) -> str:
@@ -52,6 +57,11 @@ def heartbeat(member: object) -> str:
 def published(name: str) -> str:
     """A word left by `Crew.publish`."""
     return f"published:{name}"
+
+
+def without_ending(key: str) -> str:
+    """The key of the protocol that this one is a part of."""
+    return key.removesuffix(ADDED).removesuffix(OPENED)
 
 
 def iteration_of_barrier(key: str) -> int | None:

@@ -21,7 +21,7 @@ def litter(listed_keys: Iterable[str], before: int, participants: Sequence[Membe
     for key in listed_keys:
         k = keys.iteration_of_barrier(key)
         if k is not None and k < before:
-            doomed.append(key.removesuffix(keys.OPENED))  # which goes with its count
+            doomed.append(keys.without_ending(key))  # a part of the count goes with it
         member = _beating(key)
         if member is not None:
             beating.append(member)

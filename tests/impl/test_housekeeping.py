@@ -30,7 +30,7 @@ class Noting:
         return getattr(self._store, name)
 
     def delete_key(self, key: str) -> bool:
-        self.deleted.append(key.removesuffix(keys.OPENED))
+        self.deleted.append(keys.without_ending(key))
         return bool(self._store.delete_key(key))
 
     def list_keys(self) -> list[str]:
@@ -42,7 +42,7 @@ class Noting:
 
 def housekeeper_of(store: Any, recorder: Recorder | None = None) -> Housekeeper:
     for k in range(10):
-        store.set(keys.count(k), "2")
+        store.set(keys.count(k) + keys.ADDED, "2")  # a store that is no TCPStore has no barrier command
     return Housekeeper(Connection(store), interval=60, recorder=recorder)
 
 
@@ -61,7 +61,7 @@ def test_the_key_that_opens_a_barrier_is_deleted_where_its_count_is_gone(address
     store = Noting(coxless.connect(address))
     store.set(keys.REGISTER, "c1")
     housekeeper = housekeeper_of(store)
-    store.delete_key(keys.count(4))
+    store.delete_key(keys.count(4) + keys.ADDED)
     store.set(keys.count(4) + keys.OPENED, "1")
     housekeeper.delete(ALL)
     housekeeper._delete_pending()

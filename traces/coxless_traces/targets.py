@@ -12,7 +12,7 @@ from typing import Protocol
 from coxless.address import redacted
 from coxless.connection import Connection
 from coxless.errors import CoxlessError
-from coxless.keys import OPENED
+from coxless.keys import OPENED, without_ending
 from coxless.protocol import Operation
 from coxless.protocol.operations import Add, Append, Barrier, CompareSet, Delete, Read, ReadHeartbeat, Set, Wait
 from coxless.server import start_server
@@ -149,10 +149,10 @@ class Torch:
         return Wire(Connection(self.store))
 
     def contents(self) -> dict[str, str]:
-        # Where the barrier is no single command, its emulation has a key of its own.
+        # Where the barrier is no single command, its emulation has two keys of its own.
         names = [name for name in self.store.list_keys() if not name.endswith(OPENED)]
         values = self.store.multi_get(names) if names else []
-        return {name: value.decode() for name, value in zip(names, values, strict=True)}
+        return {without_ending(name): value.decode() for name, value in zip(names, values, strict=True)}
 
     def clear(self) -> None:
         for name in self.store.list_keys():
