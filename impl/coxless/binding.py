@@ -4,11 +4,18 @@ Left to itself TCPStore listens on all of them, whatever its host_name says, and
 """
 
 import errno
+import importlib.metadata
 import ipaddress
 import logging
+import os
+import re
 import socket
+from typing import TYPE_CHECKING, Any
 
 from .errors import CoxlessError
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +53,40 @@ def reachable(address: str) -> str:
     return "::1" if ":" in address else "127.0.0.1"
 
 
+def takes_a_socket() -> bool:
+    """Whether this torch's TCPStore server can be given the socket that it listens on; before 2.8 only the one without libuv could, which
+    wakes no waiter. Does not import torch."""
+    numbers = re.findall("[0-9]+", _torch_version())
+    return [int(number) for number in numbers[:2]] >= [2, 8]
+
+
+def _torch_version() -> str:
+    return importlib.metadata.version("torch")
+
+
+def listen(bound: socket.socket, host: str, **options: Any) -> "TCPStore":
+    """A TCPStore server at a socket that `bind` has made for `host`, and which is used up. On every address of the machine where torch
+    cannot take the socket. `options`: further ones of TCPStore."""
+    from torch.distributed import TCPStore
+
+    with bound:
+        # libuv only: without it compare_set wakes no waiter, and one half-sent command blocks the server for all.
+        options |= {"is_master": True, "wait_for_workers": False, "use_libuv": True}
+        if takes_a_socket():
+            options["master_listen_fd"] = os.dup(bound.fileno())  # the server's own from here on
+        return TCPStore(reachable(resolve(host)), bound.getsockname()[1], **options)
+
+
 def warn_if_open(address: str) -> None:
     """A word in the log where a store would listen to strangers."""
-    if wildcard(address) or not ipaddress.ip_address(address).is_private:
+    if not takes_a_socket():
+        logger.warning(
+            "the store listens on every address of this machine, although %s was asked for, since torch %s cannot do otherwise (2.8 can): it "
+            "has no passwords, and whoever reaches it can change everything in it; see docs/security.md",
+            address,
+            _torch_version(),
+        )
+    elif wildcard(address) or not ipaddress.ip_address(address).is_private:
         where = "every address of this machine" if wildcard(address) else f"{address}, which is no private address"
         logger.warning(
             "the store listens on %s: it has no passwords, and whoever reaches it can change everything in it; see docs/security.md",

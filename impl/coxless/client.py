@@ -5,7 +5,7 @@ import re
 import socket
 from datetime import timedelta
 
-from torch.distributed import Store, TCPStore
+from torch.distributed import FileStore, PrefixStore, Store, TCPStore
 
 from . import keys
 from .stores import as_etcd
@@ -27,9 +27,27 @@ def fresh_client(origin: Store) -> Store:
         # A clone of a store that is not there retries for its whole timeout, prints stack traces, and aborts the process should it end
         # meanwhile. A plain socket says the same at once.
         socket.create_connection(where, timeout=CLIENT_TIMEOUT.total_seconds()).close()
-    client = origin.clone()
+    client = cloned(origin)
     client.check([keys.REGISTER])  # a reply proves that the server serves
     return client
+
+
+def can_clone(store: Store) -> bool:
+    """False for a PrefixStore of a torch that has no Store.clone (before 2.8): it does not tell its prefix."""
+    return hasattr(store, "clone") or not isinstance(store, PrefixStore)
+
+
+def cloned(origin: Store) -> Store:
+    """`origin.clone()`, also where torch has none: then of a store without a prefix."""
+    if hasattr(origin, "clone"):
+        return origin.clone()
+    if isinstance(origin, TCPStore):
+        return TCPStore(origin.host, origin.port, is_master=False, wait_for_workers=False, timeout=origin.timeout, use_libuv=True)
+    if isinstance(origin, FileStore):
+        again = FileStore(origin.path, -1)
+        again.set_timeout(origin.timeout)
+        return again
+    return origin  # a HashStore: it has no connection, and a wait in one thread does not keep the others out
 
 
 def has_native_barrier(store: Store) -> bool:

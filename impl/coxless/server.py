@@ -17,7 +17,7 @@ from types import TracebackType
 from typing import Self
 
 from .address import TcpAddress
-from .binding import AddressError, bind, reachable, resolve
+from .binding import AddressError, bind, listen, reachable
 from .errors import CoxlessError, StoreUnreachableError
 from .output import RotatingFile
 from .torch_environment import quiet_torch
@@ -50,13 +50,8 @@ def serve(host: str = "127.0.0.1", port: int = 0, *, log_file: Path | None = Non
     port = listener.getsockname()[1]
     quiet_torch()
     _allow_many_clients()
-    from torch.distributed import TCPStore
-
     with _stderr_to(log_file):
-        target = reachable(resolve(host))
-        # libuv only: without it compare_set wakes no waiter, and one half-sent command blocks the server for all.
-        # The server owns the descriptor from here on.
-        store = TCPStore(target, port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach(), use_libuv=True)
+        store = listen(listener, host)
         print(json.dumps({"event": "ready", "host": host, "port": port, "pid": os.getpid()}), flush=True)
         if until_stdin_closes:
             threading.Thread(target=_stop_when_stdin_ends, name="coxless-parent", daemon=True).start()

@@ -17,8 +17,8 @@ from torch.distributed import DistError, FileStore, HashStore, Store, TCPStore  
 
 from .address import Address, EtcdAddress, FileAddress, TcpAddress, parse  # noqa: E402
 from .attempt import Attempt  # noqa: E402
-from .binding import bind, reachable, resolve  # noqa: E402
-from .client import CONNECT_TIMEOUT, base_of, fresh_client  # noqa: E402
+from .binding import bind, listen  # noqa: E402
+from .client import CONNECT_TIMEOUT, base_of, can_clone, fresh_client  # noqa: E402
 from .client import address as address_of  # noqa: E402
 from .errors import CoxlessError, StoreUnreachableError, UnfitStoreError  # noqa: E402
 from .stores import as_etcd  # noqa: E402
@@ -60,11 +60,8 @@ def embedded_store(rank: int, host: str, port: int, *, timeout: timedelta = CONN
     """
     if rank != 0:
         return connect(_joined(host, port), timeout=timeout)
-    listener = bind(host, port)
     # multi_tenant: init_process_group("env://") in this process finds this server at MASTER_PORT and shares it, instead of failing on the port.
-    return TCPStore(
-        reachable(resolve(host)), port, is_master=True, wait_for_workers=False, multi_tenant=True, timeout=timeout, master_listen_fd=listener.detach()
-    )  # fmt: skip
+    return listen(bind(host, port), host, multi_tenant=True, timeout=timeout)
 
 
 def store_from_env(*, timeout: timedelta = CONNECT_TIMEOUT, environment: Mapping[str, str] = os.environ) -> Store:
@@ -96,6 +93,8 @@ def refuse_unfit(store: Store, *, timeout: timedelta = CONNECT_TIMEOUT) -> None:
 
     Raises StoreUnreachableError when its server does not answer within `timeout`.
     """
+    if not can_clone(store):
+        raise UnfitStoreError("a PrefixStore can be cloned from torch 2.8 on: give join the store under it, or its address")
     base = base_of(store)
     if isinstance(base, HashStore | FileStore) or as_etcd(base) is not None:
         return
