@@ -13,6 +13,7 @@ from .torch_environment import quiet_torch
 
 quiet_torch()
 
+from torch import __version__ as torch_version  # noqa: E402
 from torch.distributed import DistError, FileStore, HashStore, Store, TCPStore  # noqa: E402
 
 from .address import Address, EtcdAddress, FileAddress, TcpAddress, parse  # noqa: E402
@@ -93,40 +94,59 @@ def refuse_unfit(store: Store, *, timeout: timedelta = CONNECT_TIMEOUT) -> None:
 
     Raises StoreUnreachableError when its server does not answer within `timeout`.
     """
-    if not can_clone(store):
-        raise UnfitStoreError("a PrefixStore can be cloned from torch 2.8 on: give join the store under it, or its address")
     base = base_of(store)
+    _refuse_kind(base)
+    if not can_clone(store):
+        raise UnfitStoreError("a PrefixStore can be cloned from torch 2.8 on only: give join the store under it, or its address")
+    if isinstance(base, TCPStore) and hasattr(base, "queue_len"):
+        deadline = time.monotonic() + timeout.total_seconds()
+        _within(deadline, timeout, lambda: _refuse_unfit_server(fresh_client(base)), address_of(base))
+
+
+def _refuse_kind(base: Store) -> None:
     if isinstance(base, HashStore | FileStore) or as_etcd(base) is not None:
         return
     if not isinstance(base, TCPStore):
         raise UnfitStoreError(f"{type(base).__name__} is not known to wake its waiters as the protocol needs; use {_FIT}")
     if not base.libuvBackend:
-        raise UnfitStoreError(_legacy(base))
-    if hasattr(base, "queue_len"):
-        deadline = time.monotonic() + timeout.total_seconds()
-        _within(deadline, timeout, lambda: _refuse_legacy_server(fresh_client(base)), address_of(base))
+        raise UnfitStoreError(f"the TCPStore at {base.host}:{base.port} {_NO_LIBUV}")
 
 
-def _refuse_legacy_server(client: TCPStore) -> TCPStore:
-    """`libuvBackend` is only what the client was told. A client cannot ask which server it talks to, but only the libuv one knows queues;
-    the other hangs up, and the client is lost. (Older torch has no queues: then trust the client.) So does a connection that is cut,
-    and the question is put once more. Returns the client that was answered."""
-    if not hasattr(client, "queue_len"):
-        return client
-    for _ in range(2):
-        try:
-            client.queue_len("coxless")
-            return client
-        except RuntimeError:
-            client = fresh_client(client)  # raises where the server has died; if it lives, what failed was the question
-    raise UnfitStoreError(_legacy(client))
+_NO_LIBUV = (
+    "was started with use_libuv=False, where compare_set wakes no waiter; start it with use_libuv=True, or with 'coxless serve'"
+)
+_NO_QUEUES = f"{_NO_LIBUV} (or by a torch before 2.8: then with the torch that the ranks have)"
+_NO_BARRIER = (
+    f"was started by an older torch, which has no barrier command; start it with the one that the ranks have ({torch_version})"
+)
 
 
-def _legacy(store: TCPStore) -> str:
-    return (
-        f"the TCPStore at {store.host}:{store.port} was started with use_libuv=False, where compare_set wakes no waiter; "
-        "start it with use_libuv=True, or with 'coxless serve'"
-    )
+def _refuse_unfit_server(client: TCPStore) -> TCPStore:
+    """`libuvBackend` is only what the client was told, and what the client can ask is not what the server can answer. A server cannot be
+    asked which it is, but one that does not know a command hangs up, and the client is lost: only libuv's knows queues, only a newer one
+    the barrier. (Older torch cannot ask either: then trust the client.) A connection may also be cut by something else: so each question is
+    put twice. Returns the client that was answered."""
+    for command, question, problem in (
+        ("queue_len", lambda client: client.queue_len("coxless"), _NO_QUEUES),
+        ("barrier", _meet_alone, _NO_BARRIER),
+    ):
+        for last in (False, True):
+            if not hasattr(client, command):
+                break
+            try:
+                question(client)
+                break
+            except RuntimeError:
+                client = fresh_client(client)  # raises where the server has died; if it lives, what failed was the question
+                if last:
+                    raise UnfitStoreError(f"the TCPStore at {client.host}:{client.port} {problem}") from None
+    return client
+
+
+def _meet_alone(client: TCPStore) -> None:
+    key = f"coxless:{os.urandom(8).hex()}"
+    client.barrier(key, 1)
+    client.delete_key(key)
 
 
 def parse_address(address: str) -> tuple[str, int]:
@@ -184,7 +204,7 @@ def _wait_for_listener(host: str, port: int, deadline: float, timeout: timedelta
 
 def _fit_client(host: str, port: int, timeout: timedelta) -> TCPStore:
     limit = max(timedelta(seconds=1), timeout)  # also of what is waited for with this client
-    return _refuse_legacy_server(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit, use_libuv=True))
+    return _refuse_unfit_server(TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=limit, use_libuv=True))
 
 
 def _within(deadline: float, timeout: timedelta, action: Callable[[], T], address: str) -> T:
