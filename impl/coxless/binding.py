@@ -61,7 +61,12 @@ def takes_a_socket() -> bool:
 
 
 def _torch_version() -> str:
-    return importlib.metadata.version("torch")
+    try:
+        return importlib.metadata.version("torch")
+    except importlib.metadata.PackageNotFoundError:  # one that was built and never installed
+        import torch
+
+        return str(torch.__version__)
 
 
 def listen(bound: socket.socket, host: str, **options: Any) -> "TCPStore":

@@ -3,6 +3,7 @@
 Here they are made of the torch that is installed; docs/running.md says what was run on the real ones.
 """
 
+import importlib.metadata
 import os
 import socket
 import subprocess
@@ -10,6 +11,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from torch.distributed import FileStore, HashStore, PrefixStore, Store, TCPStore
 
 from coxless import binding
@@ -51,6 +53,14 @@ def test_the_demo_keeps_its_promises_on_an_older_torch() -> None:
 def test_which_torch_takes_a_socket(monkeypatch: pytest.MonkeyPatch, version: str, takes: bool) -> None:
     monkeypatch.setattr(binding, "_torch_version", lambda: version)
     assert binding.takes_a_socket() == takes
+
+
+def test_a_torch_that_was_never_installed_tells_its_version_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    def not_found(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", not_found)
+    assert binding.takes_a_socket() == (tuple(map(int, torch.__version__.split(".")[:2])) >= (2, 8))
 
 
 def test_without_a_socket_the_server_listens_everywhere_and_the_log_says_so(
