@@ -4,6 +4,7 @@
 that its original uses, on keys that carry `tag` and i, so that blocks of different methods can be interleaved on one store.
 """
 
+import importlib.util
 import os
 import threading
 import time
@@ -15,6 +16,7 @@ import torch.distributed as dist
 from torch.distributed.elastic.utils.store import barrier as elastic_barrier
 
 import coxless
+from coxless.stores.local_etcd import find_etcd
 
 LONG = timedelta(minutes=10)
 CONNECTING = threading.Lock()
@@ -172,3 +174,20 @@ def coxless_advance(rank: int, size: int, store: Any, tag: str, *, record: str =
     store.barrier(f"{tag}:connected", size, LONG)
     crew.advance()
     return lambda i: crew.advance(), crew.leave
+
+
+METHODS: dict[str, Callable[..., tuple[Meet, Close]]] = {
+    "raw floor": raw_floor,
+    "torch elastic barrier": torch_elastic,
+    "Store.barrier": native_barrier,
+    "append+get barrier (as NVRx)": append_and_get,
+    "as drawn": as_drawn,
+    "gloo barrier": gloo_barrier,
+    "coxless": coxless_advance,
+    "coxless, recording": coxless_advance,
+}
+if importlib.util.find_spec("torchft"):  # in an environment beside the project's: docs/benchmarks.md says how
+    METHODS |= {"torchft quorum + commit": torchft_quorum, "torchft Manager": torchft_manager}
+ON_DISK, IN_MEMORY = "coxless on etcd", "coxless on etcd, in memory"
+if find_etcd() and importlib.util.find_spec("aetcd"):
+    METHODS |= {ON_DISK: coxless_advance, IN_MEMORY: coxless_advance}

@@ -26,7 +26,7 @@ from coxless_model.verify import machine
 
 WITH_SPIN = "hardened, 2 ranks x 2 iterations, crash, restart, suspicion, failed vote"
 """At bounds that the transcription for Spin has as well (without store loss)."""
-SPIN_BUDGETS = {"crashes": 1, "restarts": 1, "suspicions": 1, "failed_votes": 1}
+SPIN_BUDGETS: dict[str, Any] = {"crashes": 1, "restarts": 1, "suspicions": 1, "failed_votes": 1}
 
 SYSTEMS: dict[str, Callable[[], System]] = {
     "hardened, 2 ranks x 2 iterations, 1 of each of five faults": lambda: hardened(

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -83,12 +84,10 @@ def measure(ranks: int, kills: int, *, mark: bool) -> dict[str, list[float]]:
                 victim = number % ranks
                 killed = time.monotonic()
                 supervisor.kill(victim)
-                wait_for(
-                    supervisor.poll, lambda killed=killed, victim=victim: find(history, killed, victim, "applied") is not None
-                )
+                wait_for(supervisor.poll, partial(find, history, killed, victim, "applied"))
                 for name, seconds in split(history, killed, victim).items():
                     parts.setdefault(name, []).append(seconds)
-                back = wait_for(supervisor.poll, lambda killed=killed, victim=victim: returned(history, killed, victim))
+                back = wait_for(supervisor.poll, partial(returned, history, killed, victim))
                 for name, seconds in back.items():
                     parts.setdefault(name, []).append(seconds)
             Path(leave).touch()

@@ -13,6 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,10 +113,8 @@ def measure(size: int, kills: int) -> dict[str, list[float]]:
                 ranks.kill(victim)
                 # Of a quorum that is newer than all before the kill: a step that was in flight may still be committed.
                 last = max(row["quorum"] for row in history.since(killed - 2) if row["what"] == "applied" and row["t"] < killed)
-                went_on = wait_for(
-                    ranks.poll, first(history, killed, lambda row, v=victim, q=last: row["rank"] != v and row["quorum"] > q)
-                )
-                back = wait_for(ranks.poll, first(history, killed, lambda row, v=victim: row["rank"] == v))
+                went_on = wait_for(ranks.poll, partial(first, history, killed, partial(without, victim, last)))
+                back = wait_for(ranks.poll, partial(first, history, killed, partial(of, victim)))
                 started = next(row for row in history.since(killed) if row["rank"] == victim and row["what"] == "started")
                 for name, seconds in {
                     "SIGKILL to the next committed update": went_on["t"] - killed,
@@ -130,8 +129,17 @@ def measure(size: int, kills: int) -> dict[str, list[float]]:
     return parts
 
 
-def first(history: History, after: float, wanted: Callable[[dict[str, Any]], bool]) -> Callable[[], dict[str, Any] | None]:
-    return lambda: next((row for row in history.since(after) if row["what"] == "applied" and wanted(row)), None)
+def first(history: History, after: float, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any] | None:
+    return next((row for row in history.since(after) if row["what"] == "applied" and wanted(row)), None)
+
+
+def without(victim: int, quorum: int, row: dict[str, Any]) -> bool:
+    """Another's update, in a newer quorum."""
+    return bool(row["rank"] != victim and row["quorum"] > quorum)
+
+
+def of(victim: int, row: dict[str, Any]) -> bool:
+    return bool(row["rank"] == victim)
 
 
 @click.command(help=__doc__)

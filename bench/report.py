@@ -1,22 +1,39 @@
 """The tables and the plot of the benchmarks: Markdown, SVG and PNG, from the numbers of one run."""
 
+import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+COMPARED = (
+    ("coxless", "raw floor"),
+    ("coxless", "torch elastic barrier"),
+    ("torchft quorum + commit", "coxless"),
+    ("torchft Manager", "coxless"),
+)
 
-def show(title: str, rows: dict[str, dict[str, float]]) -> None:
+
+def ratio(rows: Mapping[str, Any], name: str, base: str) -> tuple[float, float, float]:
+    """How many times as long one method takes as another, block by block: lower quartile, median, upper quartile."""
+    low, middle, high = statistics.quantiles(
+        (a / b for a, b in zip(rows[name]["blocks"], rows[base]["blocks"], strict=True)), n=4
+    )
+    return low, middle, high
+
+
+def show(title: str, rows: Mapping[str, Any]) -> None:
     """One size, on the terminal, as soon as it is measured."""
     table = Table(title=title, title_justify="left")
-    for column in ("method", "median µs", "p99 µs", "ratio", "server CPU µs/rank"):
+    for column in ("method", "median µs", "p99 µs", "ratio", "half of the blocks", "server CPU µs/rank"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, row in rows.items():
-        table.add_row(
-            name, f"{row['median'] * 1e6:.0f}", f"{row['p99'] * 1e6:.0f}", f"{row['ratio']:.2f}", f"{row['server'] * 1e6:.0f}"
-        )
-    Console().print(table)
+        low, middle, high = ratio(rows, name, "raw floor")
+        microseconds = [f"{row[key] * 1e6:.0f}" for key in ("median", "p99", "server")]
+        table.add_row(name, *microseconds[:2], f"{middle:.2f}", f"{low:.2f} to {high:.2f}", microseconds[2])
+    Console(width=110).print(table)
 
 
 def write(data: dict[str, Any], out: Path, name: str) -> None:
@@ -39,8 +56,16 @@ def markdown(data: dict[str, Any]) -> str:
     ]
     lines += ["|---" * (len(sizes) + 1) + "|"]
     for name in names:
-        cells = [cell(runs[size].get(name)) for size in sizes]
+        cells = [cell(runs[size], name) for size in sizes]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    lines += [
+        "",
+        "| times as long, median (half of the blocks) | " + " | ".join(map(str, sizes)) + " |",
+        "|---" * (len(sizes) + 1) + "|",
+    ]
+    for name, base in COMPARED:
+        if name in names and base in names:
+            lines.append(f"| {name}, to {base} | " + " | ".join(spread(ratio(runs[size], name, base)) for size in sizes) + " |")
     lines += [
         "",
         "| server CPU, µs per rank and iteration | " + " | ".join(str(size) for size in sizes) + " |",
@@ -63,8 +88,13 @@ def markdown(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(row: dict[str, float] | None) -> str:
-    return "-" if row is None else f"{row['median'] * 1e6:.0f} ({row['ratio']:.2f})"
+def cell(rows: Mapping[str, Any], name: str) -> str:
+    return f"{rows[name]['median'] * 1e6:.0f} ({ratio(rows, name, 'raw floor')[1]:.2f})" if name in rows else "-"
+
+
+def spread(quartiles: tuple[float, float, float]) -> str:
+    low, middle, high = quartiles
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def plot(data: dict[str, Any], out: Path, name: str) -> None:
