@@ -34,7 +34,7 @@ from coxless.server import start_server
 from coxless.stores.local_etcd import LocalEtcd
 
 from . import methods, report
-from .methods import IN_MEMORY, METHODS
+from .methods import FLOOR, IN_MEMORY, METHODS, ON_ETCD
 from .traffic import traffic
 
 BLOCKS = 15
@@ -94,7 +94,7 @@ class Servers:
         for name in names:
             if name.endswith("recording"):
                 self._places[name] = (recording.address, (recording.pid,))
-            elif "etcd" in name:
+            elif name in ON_ETCD:
                 cluster = stack.enter_context(LocalEtcd(3, in_memory=name == IN_MEMORY))
                 self._places[name] = (cluster.address("bench"), tuple(map(cluster.pid, range(3))))
 
@@ -111,9 +111,11 @@ class Servers:
 
 
 class Row(TypedDict):
-    """What one method took in one run: seconds, of each block and of all blocks; the server's CPU is per rank and iteration."""
+    """What one method took in one run: seconds, of each block and of all blocks; the server's CPU is per rank and iteration. `to_floor`: how
+    many times as long as the raw floor, in each block, if that was measured too."""
 
     blocks: list[float]
+    to_floor: list[float]
     median: float
     p99: float
     server: float
@@ -134,10 +136,25 @@ def measure(size: int, iterations: int, names: list[str], *, threads: bool) -> d
         blocks = list(map(statistics.median, zip(*(result["blocks"][name] for result in results), strict=True)))
         table[name] = {
             "blocks": blocks,
+            "to_floor": [],
             "median": statistics.median(blocks),
             "p99": statistics.median(result["p99"][name] for result in results),
             "server": results[0]["server"][name] / (BLOCKS * iterations * size),
         }
+    if FLOOR in table:
+        for row in table.values():
+            row["to_floor"] = report.times(row, table[FLOOR])
+    return table
+
+
+def measure_all(size: int, iterations: int, names: list[str], *, threads: bool) -> dict[str, Row]:
+    """Those on etcd in a run of their own, also with the floor: two clusters of three members, and as many clients again, are a company that
+    the others do not have in use."""
+    plain = [name for name in names if name not in ON_ETCD]
+    table = measure(size, iterations, plain, threads=threads)
+    if len(plain) < len(names):
+        on_etcd = measure(size, iterations, [FLOOR, *(name for name in names if name in ON_ETCD)], threads=threads)
+        table |= {name: row for name, row in on_etcd.items() if name != FLOOR}
     return table
 
 
@@ -207,7 +224,7 @@ def main(processes: str, threads: str, iterations: int, out: Path, name: str) ->
 
     names = list(METHODS)
     for size in numbers(processes):
-        data["latency"][size] = measure(size, iterations, names, threads=False)
+        data["latency"][size] = measure_all(size, iterations, names, threads=False)
         report.show(f"{size} processes", data["latency"][size])
     for size in (4, 16):
         data["traffic"][size] = traffic(
@@ -219,10 +236,10 @@ def main(processes: str, threads: str, iterations: int, out: Path, name: str) ->
         # gloo connects every pair, and recording is no different here: neither says anything at these sizes
         some = [name for name in names if name not in ("gloo barrier", "coxless, recording", "as drawn")]
         if size > 256:  # hundreds of connections for each method more, and minutes
-            some = [name for name in some if name in ("raw floor", "torch elastic barrier", "Store.barrier", "coxless")]
+            some = [name for name in some if name in (FLOOR, "torch elastic barrier", "Store.barrier", "coxless")]
         elif size > 128:  # a second and more for each, in one Python process: that is not etcd's time any more
-            some = [name for name in some if "etcd" not in name]
-        data["threads"][size] = measure(size, max(4, iterations * 16 // size), some, threads=True)
+            some = [name for name in some if name not in ON_ETCD]
+        data["threads"][size] = measure_all(size, max(4, iterations * 16 // size), some, threads=True)
         report.show(f"{size} threads", data["threads"][size])
         save()  # so that what comes later, and takes longest, can fail alone
     click.echo(f"{out / name}.md, {out / name}.svg")

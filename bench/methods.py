@@ -176,8 +176,9 @@ def coxless_advance(rank: int, size: int, store: Any, tag: str, *, record: str =
     return lambda i: crew.advance(), crew.leave
 
 
+FLOOR = "raw floor"
 METHODS: dict[str, Callable[..., tuple[Meet, Close]]] = {
-    "raw floor": raw_floor,
+    FLOOR: raw_floor,
     "torch elastic barrier": torch_elastic,
     "Store.barrier": native_barrier,
     "append+get barrier (as NVRx)": append_and_get,
@@ -188,6 +189,6 @@ METHODS: dict[str, Callable[..., tuple[Meet, Close]]] = {
 }
 if importlib.util.find_spec("torchft"):  # in an environment beside the project's: docs/benchmarks.md says how
     METHODS |= {"torchft quorum + commit": torchft_quorum, "torchft Manager": torchft_manager}
-ON_DISK, IN_MEMORY = "coxless on etcd", "coxless on etcd, in memory"
+ON_ETCD = ON_DISK, IN_MEMORY = ("coxless on etcd", "coxless on etcd, in memory")
 if find_etcd() and importlib.util.find_spec("aetcd"):
     METHODS |= {ON_DISK: coxless_advance, IN_MEMORY: coxless_advance}

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .advance import BLOCKS, measure, numbers
-from .report import ratio, spread
+from .report import spread, times
 
 WITHOUT, WITH = "coxless", "coxless, recording"
 
@@ -30,7 +30,7 @@ def main(processes: str, iterations: int) -> None:
         rows = measure(size, iterations, [WITHOUT, WITH], threads=False)
         off, on = rows[WITHOUT], rows[WITH]
         microseconds = [f"{seconds * 1e6:.0f}" for seconds in (off["median"], on["median"], off["p99"], on["p99"])]
-        table.add_row(str(size), *microseconds[:2], spread(ratio(rows, WITH, WITHOUT)), *microseconds[2:])
+        table.add_row(str(size), *microseconds[:2], spread(times(on, off)), *microseconds[2:])
     Console(width=100).print(table)
 
 

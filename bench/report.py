@@ -16,12 +16,14 @@ COMPARED = (
 )
 
 
-def ratio(rows: Mapping[str, Any], name: str, base: str) -> tuple[float, float, float]:
-    """How many times as long one method takes as another, block by block: lower quartile, median, upper quartile."""
-    low, middle, high = statistics.quantiles(
-        (a / b for a, b in zip(rows[name]["blocks"], rows[base]["blocks"], strict=True)), n=4
-    )
-    return low, middle, high
+def times(row: Mapping[str, Any], base: Mapping[str, Any]) -> list[float]:
+    """How many times as long one method took as another, in each block of their run."""
+    return [a / b for a, b in zip(row["blocks"], base["blocks"], strict=True)]
+
+
+def spread(ratios: list[float]) -> str:
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
 
 
 def show(title: str, rows: Mapping[str, Any]) -> None:
@@ -30,7 +32,7 @@ def show(title: str, rows: Mapping[str, Any]) -> None:
     for column in ("method", "median µs", "p99 µs", "ratio", "half of the blocks", "server CPU µs/rank"):
         table.add_column(column, justify="left" if column == "method" else "right")
     for name, row in rows.items():
-        low, middle, high = ratio(rows, name, "raw floor")
+        low, middle, high = statistics.quantiles(row["to_floor"], n=4)
         microseconds = [f"{row[key] * 1e6:.0f}" for key in ("median", "p99", "server")]
         table.add_row(name, *microseconds[:2], f"{middle:.2f}", f"{low:.2f} to {high:.2f}", microseconds[2])
     Console(width=110).print(table)
@@ -56,7 +58,7 @@ def markdown(data: dict[str, Any]) -> str:
     ]
     lines += ["|---" * (len(sizes) + 1) + "|"]
     for name in names:
-        cells = [cell(runs[size], name) for size in sizes]
+        cells = [cell(runs[size].get(name)) for size in sizes]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
@@ -65,7 +67,9 @@ def markdown(data: dict[str, Any]) -> str:
     ]
     for name, base in COMPARED:
         if name in names and base in names:
-            lines.append(f"| {name}, to {base} | " + " | ".join(spread(ratio(runs[size], name, base)) for size in sizes) + " |")
+            lines.append(
+                f"| {name}, to {base} | " + " | ".join(spread(times(runs[size][name], runs[size][base])) for size in sizes) + " |"
+            )
     lines += [
         "",
         "| server CPU, µs per rank and iteration | " + " | ".join(str(size) for size in sizes) + " |",
@@ -88,13 +92,8 @@ def markdown(data: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def cell(rows: Mapping[str, Any], name: str) -> str:
-    return f"{rows[name]['median'] * 1e6:.0f} ({ratio(rows, name, 'raw floor')[1]:.2f})" if name in rows else "-"
-
-
-def spread(quartiles: tuple[float, float, float]) -> str:
-    low, middle, high = quartiles
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+def cell(row: Mapping[str, Any] | None) -> str:
+    return "-" if row is None else f"{row['median'] * 1e6:.0f} ({statistics.median(row['to_floor']):.2f})"
 
 
 def plot(data: dict[str, Any], out: Path, name: str) -> None:

@@ -15,7 +15,7 @@ import coxless
 from coxless.server import start_server
 from coxless.stores.local_etcd import LocalEtcd
 
-from .methods import METHODS, Close, Meet
+from .methods import METHODS, ON_ETCD, Close, Meet
 
 
 class Counting:
@@ -58,7 +58,7 @@ def traffic(size: int, names: list[str], iterations: int = 1000) -> dict[str, di
     for name in names:
         if name == "gloo barrier":
             continue
-        if "etcd" in name:
+        if name in ON_ETCD:
             rows[name] = etcd_traffic(size, iterations // 10)
             continue
         with start_server() as server:

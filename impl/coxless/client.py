@@ -1,8 +1,11 @@
 """Clients of a store: making another one, and what is to be known about one."""
 
+import contextlib
 import os
 import re
 import socket
+import struct
+from collections.abc import Iterator
 from datetime import timedelta
 
 from torch.distributed import FileStore, PrefixStore, Store, TCPStore
@@ -15,6 +18,8 @@ CONNECT_TIMEOUT = timedelta(seconds=10)
 """How long connecting to a store may take, unless the caller says otherwise."""
 CLIENT_TIMEOUT = timedelta(seconds=2)
 """The time limit of a client that is cloned, and so of one attempt to connect."""
+LOCKED_LIMIT = timedelta(seconds=1)
+"""How long a call may take that keeps the interpreter lock meanwhile."""
 
 
 def fresh_client(origin: Store) -> Store:
@@ -65,6 +70,26 @@ def client_socket(store: Store) -> socket.socket | None:
     """A duplicate of the client's socket, to shut it down with; None for a store that has none (HashStore, FileStore)."""
     match = re.search(r"client=.*?\bfd=(\d+)", repr(base_of(store)))
     return None if match is None else socket.socket(fileno=os.dup(int(match.group(1))))
+
+
+@contextlib.contextmanager
+def reply_within(client: socket.socket | None, limit: timedelta = LOCKED_LIMIT) -> Iterator[None]:
+    """A reply that does not come within `limit` is a DistNetworkError ("Socket Timeout"), after which the client is of no use; `client`: a
+    duplicate of its socket.
+
+    For list_keys and queue_len, in which torch (2.13, 2.14) keeps the interpreter lock: while one of them waits, no other thread of
+    the process runs, no watchdog and no signal handler, and only the kernel can end it (`tests/impl/test_tcpstore_facts.py`).
+    """
+    if client is None:
+        yield
+        return
+    seconds, rest = divmod(limit, timedelta(seconds=1))
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", seconds, rest.microseconds))
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # shut down meanwhile
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("@ll", 0, 0))
 
 
 def address(store: Store) -> str:

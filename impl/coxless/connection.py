@@ -24,7 +24,16 @@ from torch.distributed import DistNetworkError, DistStoreError, Store, TCPStore
 
 from . import keys
 from .attempt import Attempt
-from .client import CLIENT_TIMEOUT, CONNECT_TIMEOUT, address, base_of, client_socket, fresh_client, has_native_barrier
+from .client import (
+    CLIENT_TIMEOUT,
+    CONNECT_TIMEOUT,
+    address,
+    base_of,
+    client_socket,
+    fresh_client,
+    has_native_barrier,
+    reply_within,
+)
 from .ending import at_end
 from .errors import CorruptStoreError, StoreUnreachableError, UnfitStoreError
 from .outage import Outage
@@ -224,9 +233,13 @@ class Connection:
         self._call(self.store.check, [keys.REGISTER])
 
     def list_keys(self) -> list[str]:
-        """Every key that the store holds; none for a store that cannot list them."""
+        """Every key that the store holds; none for a store that cannot list them. A TCPStore's client stops the whole process until the
+        reply is there: so it is asked once it has answered something else, and given up soon."""
+        if self._socket is not None:
+            self.ping()
         try:
-            listed: list[str] = self._call(self.store.list_keys)
+            with reply_within(self._socket):
+                listed: list[str] = self._call(self.store.list_keys)
         except (AttributeError, NotImplementedError, UnicodeDecodeError):  # older torch; FileStore; a foreign key that is no text
             return []
         return listed

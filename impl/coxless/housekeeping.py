@@ -20,11 +20,14 @@ from .records import DEAD, LEFT, Beat, Member
 
 logger = logging.getLogger(__name__)
 
-_BATCH = 96
+_BATCH = 32
 """So many deletions wake the thread at once; fewer wait for its next round. Waking it for every iteration would cost the training
 thread more than the deletions do."""
-_WORTH_A_LOOK = 24
-"""For so many deletions the store is first asked which keys it holds: in a run without trouble it has a third of them."""
+_WORTH_A_LOOK = 512
+"""When so many rare keys are to be deleted, the store is asked which keys it holds: in a run without trouble it has none of them. Not often:
+TCPStore's client stops the whole process until the reply is there (`reply_within`)."""
+_WORTH_A_LAST_LOOK = 24
+"""The same at the end, when nobody trains any more."""
 _ROUND = 1.0
 _LOOK = 0.05
 """Seconds between two looks at whether the others have left."""
@@ -44,6 +47,10 @@ class Housekeeper:
         self._member: Member | None = None
         self._beats = 0
         self._deletions: deque[str] = deque()
+        self._rare: deque[str] = deque()
+        """Those of which most are not there."""
+        self._lists_keys = True
+        """Whether the store can say which keys it holds, as far as is known."""
         self._began = 0
         """When the deletion in flight began, if it is recorded."""
         self._sweep: tuple[int, Sequence[Member]] | None = None
@@ -84,7 +91,8 @@ class Housekeeper:
 
     def delete(self, doomed: Iterable[str]) -> None:
         """Delete these keys, some time soon."""
-        self._deletions.extend(doomed)
+        for key in doomed:
+            (self._rare if self._lists_keys and keys.is_rare(key) else self._deletions).append(key)
         if len(self._deletions) >= _BATCH:
             self._wake.set()
 
@@ -114,7 +122,7 @@ class Housekeeper:
             # On the connection that carried the beats, so that it cannot be overtaken by one; the ping proves it arrived.
             self._connection.set(keys.heartbeat(self._member), LEFT)
             self._connection.ping()
-            self._delete_pending(deadline)
+            self._delete_pending(_WORTH_A_LAST_LOOK, deadline)
         except (ConnectionBroken, RuntimeError):
             logger.info("the store is gone: %s leaves without saying so", self._member)
 
@@ -169,8 +177,9 @@ class Housekeeper:
 
     def _forget_deletions(self) -> None:
         doomed = []
-        while self._deletions:
-            doomed.append(self._deletions.popleft())
+        for pending in (self._deletions, self._rare):
+            while pending:
+                doomed.append(pending.popleft())
         if self._recorder is not None and doomed:
             self._recorder.forgot([key for key in doomed if _is_of_the_protocol(key)], self._began or now())
 
@@ -209,12 +218,14 @@ class Housekeeper:
             )
         return True
 
-    def _delete_pending(self, deadline: float | None = None) -> None:
+    def _delete_pending(self, worth_a_look: int = _WORTH_A_LOOK, deadline: float | None = None) -> None:
         if self._sweep is not None:
             (before, participants), self._sweep = self._sweep, None
             self._deletions.extend(litter(self._connection.list_keys(), before, participants))
-        if len(self._deletions) >= _WORTH_A_LOOK:
+        if len(self._rare) >= worth_a_look:
             self._pass_over_the_absent()
+        elif deadline is not None:
+            self._delete_rare()
         while self._deletions and (deadline is None or time.monotonic() < deadline):
             key = self._deletions[0]
             self._began = now() if self._recorder is not None else 0
@@ -225,18 +236,24 @@ class Housekeeper:
             self._began = 0
 
     def _pass_over_the_absent(self) -> None:
-        """Take the keys that the store does not hold for deleted, as they would be by a deletion at the moment of the look."""
-        pending = len(self._deletions)  # before the look: what the training thread adds meanwhile may have come after it
+        """Take the rare keys that the store does not hold for deleted, as they would be by a deletion at the moment of the look."""
+        pending = len(self._rare)  # before the look: what the training thread adds meanwhile may have come after it
         began = now() if self._recorder is not None else 0
         held = set(self._connection.list_keys())
-        if keys.REGISTER not in held:
-            return  # this store cannot list its keys, or names them otherwise
+        if keys.REGISTER not in held:  # this store cannot list its keys, or names them otherwise
+            self._lists_keys = False
+            self._delete_rare()
+            return
         for _ in range(pending):
-            key = self._deletions.popleft()
-            if held.intersection(self._connection.parts_of(key)):
+            key = self._rare.popleft()
+            if key in held:
                 self._deletions.append(key)
-            elif self._recorder is not None and _is_of_the_protocol(key):
+            elif self._recorder is not None:
                 self._recorder.deletion(key, began)
+
+    def _delete_rare(self) -> None:
+        while self._rare:
+            self._deletions.append(self._rare.popleft())
 
 
 def _is_of_the_protocol(key: str) -> bool:

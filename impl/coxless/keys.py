@@ -64,6 +64,11 @@ def without_ending(key: str) -> str:
     return key.removesuffix(ADDED).removesuffix(OPENED)
 
 
+def is_rare(key: str) -> bool:
+    """Whether an iteration without trouble leaves no such key: nobody signs in, and nobody has to be woken."""
+    return key.startswith("global_iteration_barrier:") and key.endswith((":full", ":arrived"))
+
+
 def iteration_of_barrier(key: str) -> int | None:
     """Which iteration's barrier a key belongs to; None for another key."""
     match = _barrier.fullmatch(key)

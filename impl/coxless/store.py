@@ -1,5 +1,6 @@
 """Getting a store: from an address, from the environment, or inside one's own process."""
 
+import contextlib
 import logging
 import os
 import re
@@ -19,7 +20,7 @@ from torch.distributed import DistError, FileStore, HashStore, Store, TCPStore  
 from .address import Address, EtcdAddress, FileAddress, TcpAddress, parse  # noqa: E402
 from .attempt import Attempt  # noqa: E402
 from .binding import bind, listen  # noqa: E402
-from .client import CONNECT_TIMEOUT, base_of, can_clone, fresh_client  # noqa: E402
+from .client import CONNECT_TIMEOUT, base_of, can_clone, client_socket, fresh_client, reply_within  # noqa: E402
 from .client import address as address_of  # noqa: E402
 from .errors import CoxlessError, StoreUnreachableError, UnfitStoreError  # noqa: E402
 from .stores import as_etcd  # noqa: E402
@@ -127,20 +128,29 @@ def _refuse_unfit_server(client: TCPStore) -> TCPStore:
     the barrier. (Older torch cannot ask either: then trust the client.) A connection may also be cut by something else: so each question is
     put twice. Returns the client that was answered."""
     for command, question, problem in (
-        ("queue_len", lambda client: client.queue_len("coxless"), _NO_QUEUES),
+        ("queue_len", _count_nothing, _NO_QUEUES),
         ("barrier", _meet_alone, _NO_BARRIER),
     ):
-        for last in (False, True):
-            if not hasattr(client, command):
-                break
+        refusals = 0
+        while hasattr(client, command):
             try:
                 question(client)
                 break
-            except RuntimeError:
+            except RuntimeError as error:
                 client = fresh_client(client)  # raises where the server has died; if it lives, what failed was the question
-                if last:
-                    raise UnfitStoreError(f"the TCPStore at {client.host}:{client.port} {problem}") from None
+                refusals += _TIMED_OUT not in str(error)  # else it was asked while the server hung, and that is all
+            if refusals == 2:
+                raise UnfitStoreError(f"the TCPStore at {client.host}:{client.port} {problem}")
     return client
+
+
+_TIMED_OUT = "Socket Timeout"
+
+
+def _count_nothing(client: TCPStore) -> None:
+    own_socket = client_socket(client)
+    with contextlib.nullcontext() if own_socket is None else own_socket, reply_within(own_socket):
+        client.queue_len("coxless")
 
 
 def _meet_alone(client: TCPStore) -> None:

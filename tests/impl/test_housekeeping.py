@@ -1,6 +1,7 @@
 """What the background thread deletes, and what it need not delete since it is not there."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,11 @@ from coxless import keys
 from coxless.connection import Connection
 from coxless.housekeeping import Housekeeper
 from coxless.recording import Recorder
+from coxless.records import Member
 
-ALL = [key for k in range(10) for key in keys.barrier(k)]
+MANY = 300
+"""So many barriers have more rare keys than are deleted without a look."""
+ALL = [key for k in range(MANY) for key in keys.barrier(k)]
 
 
 class Noting:
@@ -21,6 +25,7 @@ class Noting:
     def __init__(self, store: Any) -> None:
         self._store = store
         self.deleted: list[str] = []
+        self.looks = 0
         self.before_answering: list[Any] = []
 
     def clone(self) -> "Noting":
@@ -35,13 +40,14 @@ class Noting:
 
     def list_keys(self) -> list[str]:
         listed: list[str] = self._store.list_keys()
+        self.looks += 1
         for action in self.before_answering:
             action()
         return listed
 
 
 def housekeeper_of(store: Any, recorder: Recorder | None = None) -> Housekeeper:
-    for k in range(10):
+    for k in range(MANY):
         store.set(keys.count(k) + keys.ADDED, "2")  # a store that is no TCPStore has no barrier command
     return Housekeeper(Connection(store), interval=60, recorder=recorder)
 
@@ -53,8 +59,24 @@ def test_of_barriers_without_trouble_only_the_counts_are_deleted(address: str) -
     housekeeper = housekeeper_of(store)
     housekeeper.delete(ALL)
     housekeeper._delete_pending()
-    assert [*dict.fromkeys(store.deleted)] == [key for key in ALL if key.endswith(":count") or key == keys.arrived(3)]
+    assert {*store.deleted} == {*(key for key in ALL if key.endswith(":count")), keys.arrived(3)}
     assert store.list_keys() == [keys.REGISTER]
+
+
+def test_for_a_few_rare_keys_nobody_looks_before_the_end(address: str) -> None:
+    """A look stops the whole process for a moment."""
+    store = Noting(coxless.connect(address))
+    store.set(keys.REGISTER, "c1")
+    store.set(keys.arrived(3), "1.1-a.o,")
+    housekeeper = housekeeper_of(store)
+    housekeeper.delete(ALL[:90])
+    housekeeper._delete_pending()
+    assert store.looks == 0
+    assert {*store.deleted} == {keys.count(k) for k in range(30)}
+    housekeeper.beat_as(Member(0, 1, "a"))
+    housekeeper.leave(patience=5)
+    assert store.looks == 1
+    assert {*store.deleted} == {*(keys.count(k) for k in range(30)), keys.arrived(3)}
 
 
 def test_the_key_that_opens_a_barrier_is_deleted_where_its_count_is_gone(address: str) -> None:
@@ -81,6 +103,8 @@ def test_what_is_queued_while_the_store_is_asked_is_deleted_all_the_same(address
 
     store.before_answering = [meanwhile]
     housekeeper._delete_pending()
+    assert store.looks == 1
+    housekeeper._delete_pending(deadline=math.inf)  # as at the end
     assert keys.full(11) in store.deleted
     assert store._store.list_keys() == [keys.REGISTER]
 
@@ -91,6 +115,10 @@ def test_a_store_that_names_its_keys_otherwise_has_all_of_them_deleted() -> None
     housekeeper.delete(ALL)
     housekeeper._delete_pending()
     assert {*store.deleted} == {*ALL}
+    housekeeper.delete([keys.full(MANY)])
+    housekeeper._delete_pending()
+    assert store.deleted[-1] == keys.full(MANY), "it is not asked again"
+    assert store.looks == 1
 
 
 def test_what_was_not_there_is_recorded_as_deleted(address: str, tmp_path: Path) -> None:

@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
+from torch.distributed import TCPStore
 
 import coxless
 from coxless import Crew
@@ -16,6 +18,7 @@ from coxless.connection import Connection
 from coxless.errors import StoreUnreachableError
 from coxless.protocol.operations import ConnectionBroken
 from coxless.server import StoreServer, start_server
+from coxless.store import _count_nothing
 
 from .crews import crew_of, in_threads, stopped
 
@@ -96,6 +99,48 @@ def test_the_deadline_of_a_connection_ends_an_operation_before_the_limit_of_its_
     with pytest.raises(ConnectionBroken):
         connection.add("k", 1)
     assert time.monotonic() - started < 2.0, "2.6 s without a deadline"
+
+
+@pytest.mark.skipif(not hasattr(TCPStore, "list_keys"), reason="this torch's TCPStore has no list_keys")
+def test_a_store_that_hangs_while_it_lists_its_keys_does_not_stop_the_process(
+    server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch keeps the interpreter lock there, so no watchdog can end it."""
+    connection = Connection(coxless.connect(server.address))
+    monkeypatch.setattr(connection, "ping", lambda: stopped(server.pid))  # between its reply and the question
+    resuming = subprocess.Popen(
+        ["sh", "-c", f"sleep 20; kill -CONT {server.pid}"]
+    )  # else a failure would be no failure but a hang
+    started = time.monotonic()
+    with pytest.raises(ConnectionBroken):
+        connection.list_keys()
+    assert time.monotonic() - started < 10
+    assert connection.broken
+    resuming.kill()
+    resuming.wait()
+    os.kill(server.pid, signal.SIGCONT)
+    monkeypatch.undo()
+    connection.reconnect(time.monotonic() + 30)
+    connection.set("k", "1")
+    assert "k" in connection.list_keys()
+
+
+@pytest.mark.skipif(not hasattr(TCPStore, "queue_len"), reason="this torch's TCPStore has no queue_len")
+def test_a_store_that_hangs_while_it_is_asked_what_it_is_is_not_refused(
+    server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+
+    def asking(client: TCPStore) -> None:
+        if not asked:
+            stopped(server.pid)
+            asked.append(subprocess.Popen(["sh", "-c", f"sleep 2; kill -CONT {server.pid}"]))
+        _count_nothing(client)
+
+    monkeypatch.setattr("coxless.store._count_nothing", asking)
+    store = coxless.connect(server.address, timeout=timedelta(seconds=30))
+    assert store.add("k", 1) == 1
+    assert asked[0].wait() == 0
 
 
 def restarted(server: StoreServer) -> None:

@@ -23,6 +23,7 @@ from coxless.server import StoreServer, start_server
 from coxless.store import connect
 
 from ..conftest import needs_native_barrier
+from .crews import stopped
 
 SOON = timedelta(milliseconds=50)
 LONG = timedelta(seconds=60)
@@ -445,3 +446,38 @@ def test_what_lets_through_whoever_waits_in_a_native_barrier(
 def test_a_barrier_that_is_deleted_lets_nobody_through(server: StoreServer) -> None:
     key = "barrier, deleted"
     assert not let_through(connect(server.address), key, lambda store: store.delete_key(key), timedelta(seconds=1))
+
+
+# -- the interpreter lock
+
+
+@pytest.mark.processes
+@pytest.mark.parametrize(
+    ("call", "runs"),
+    [
+        (lambda store: store.add("k", 1), True),
+        (lambda store: store.wait(["k"], LONG), True),
+        (lambda store: store.delete_key("k"), True),
+        (lambda store: store.list_keys(), False),
+        (lambda store: store.queue_len("k"), False),
+    ],
+    ids=["add", "wait", "delete_key", "list_keys", "queue_len"],
+)
+def test_whether_other_threads_run_while_a_reply_is_awaited(call: Callable[[Store], object], runs: bool) -> None:
+    """Under list_keys and queue_len nothing of the process does: no watchdog, no signal handler. So `reply_within` has the kernel end them."""
+    with start_server() as server:
+        store = connect(server.address)
+        if not hasattr(store, "list_keys"):
+            pytest.skip("this torch's TCPStore has neither list_keys nor queue_len")
+        store.set("k", "1")
+        store.check(["k"])
+        stopped(server.pid)
+        resuming = subprocess.Popen(["sh", "-c", f"sleep 1; kill -CONT {server.pid}"])
+        with ThreadPoolExecutor(1) as pool:
+            called, turns = pool.submit(call, store), 0
+            while not called.done():
+                time.sleep(0.01)
+                turns += 1
+            called.result()
+        assert resuming.wait() == 0
+    assert (turns > 10) == runs
