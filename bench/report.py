@@ -70,14 +70,11 @@ def markdown(data: dict[str, Any]) -> str:
             lines.append(
                 f"| {name}, to {base} | " + " | ".join(spread(times(runs[size][name], runs[size][base])) for size in sizes) + " |"
             )
-    lines += [
-        "",
-        "| server CPU, µs per rank and iteration | " + " | ".join(str(size) for size in sizes) + " |",
-        "|---" * (len(sizes) + 1) + "|",
-    ]
-    for name in names:
-        cells = [f"{runs[size][name]['server'] * 1e6:.0f}" if name in runs[size] else "-" for size in sizes]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    for title, key in (("99th percentile, µs", "p99"), ("server CPU, µs per rank and iteration", "server")):
+        lines += ["", f"| {title} | " + " | ".join(map(str, sizes)) + " |", "|---" * (len(sizes) + 1) + "|"]
+        for name in names:
+            cells = [f"{runs[size][name][key] * 1e6:.0f}" if name in runs[size] else "-" for size in sizes]
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
     counted = list(data["traffic"])
     lines += [
         "",
