@@ -1,6 +1,6 @@
 """What agreeing on an iteration costs, beside barriers that forgive nothing: latency, commands, bytes, server CPU.
 
-One store server process, N rank processes (or threads with a connection each, spread over 16 processes), all methods interleaved in blocks of
+One store server process, N rank processes (or threads with a connection each, spread over 64 processes), all methods interleaved in blocks of
 one run, in another order each time. Timings on a shared machine are noisy and drift: read the ratios. Each is the median over the blocks of
 what a method took to what another took in the same block; half of the blocks lie between the two numbers beside it.
 Where etcd is installed the crew is measured on it too: three members on this machine, which write to its disk what they have agreed on
@@ -39,7 +39,7 @@ from .traffic import traffic
 
 BLOCKS = 15
 WARM_UP = 5
-PROCESSES = 16
+PROCESSES = 64
 """Over so many the threads are spread: all in one would wait for its interpreter more than for the store."""
 
 
@@ -201,7 +201,7 @@ def in_processes(arguments: list[tuple[Any, ...]], processes: int) -> list[dict[
     "--threads",
     default="64,128,256,512,1024",
     show_default=True,
-    help="Numbers of threads, a connection each, in 16 processes; empty: none.",
+    help="Numbers of threads, a connection each, in 64 processes; empty: none.",
 )
 @click.option(
     "--iterations", default=40, show_default=True, help=f"Iterations of a block; there are {BLOCKS} blocks of each method."

@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 
 REPLY_LIMIT = 2.5
 """How long a reply may take, a wait's patience included, before the connection is given up (s). Losing one costs a slow close, never safety."""
+_PER_RANK = 0.01
+"""So much longer for each rank beyond 64 (s): all of them at once, as when they found, are answered one after another. If they gave up a
+store that is only busy, all would connect to it again at once, and it would be busier yet, and so on: a thousand did not found at all."""
 ATTEMPT_LIMIT = 30.0
 """After so long without an end (s) an attempt to connect is left to itself, and another one is made: its host may be gone."""
 _TICK = 0.1
@@ -66,8 +69,12 @@ class Connection:
     `reconnect`. They raise CorruptStoreError for a value that is not text.
     """
 
-    def __init__(self, store: Store, *, limit: timedelta = CONNECT_TIMEOUT, outage: Outage | None = None) -> None:
-        """Connect within `limit`, else StoreUnreachableError. `outage`: shared by connections that are to speak in the log as one."""
+    def __init__(
+        self, store: Store, *, limit: timedelta = CONNECT_TIMEOUT, outage: Outage | None = None, world_size: int = 1
+    ) -> None:
+        """Connect within `limit`, else StoreUnreachableError. `outage`: shared by connections that are to speak in the log as one.
+        `world_size`: how many use the store."""
+        self.reply_limit = REPLY_LIMIT + _PER_RANK * max(0, world_size - 64)
         self.broken = True
         """No operation is possible before `reconnect`."""
         self.deadline = math.inf
@@ -250,9 +257,10 @@ class Connection:
         if silent > _SLOW:
             self._outage.noticed(address(self.store), time.monotonic() - silent, f"no answer for {silent:.1f} s")
         self.broken = True
-        if self._socket is not None:
+        own_socket = self._socket  # once: the thread whose connection this is may close it meanwhile, and make another
+        if own_socket is not None:
             with contextlib.suppress(OSError):
-                self._socket.shutdown(socket.SHUT_RDWR)
+                own_socket.shutdown(socket.SHUT_RDWR)
 
     def reconnect(self, deadline: float) -> None:
         """Replace the client by a new one; `deadline` is on time.monotonic().
@@ -349,7 +357,9 @@ class _Watchdog:
                 before, ticks = flights.get(connection, (flight, 0))
                 ticks = ticks + 1 if flight % 2 and flight == before else 0
                 flights[connection] = (flight, ticks)
-                overdue = ticks * _TICK > REPLY_LIMIT or (ticks >= _PAST_DEADLINE and time.monotonic() > connection.deadline)
+                overdue = ticks * _TICK > connection.reply_limit or (
+                    ticks >= _PAST_DEADLINE and time.monotonic() > connection.deadline
+                )
                 signalled = since_signal == _SIGNAL_TICKS and ticks >= _SIGNAL_TICKS
                 if (overdue or signalled) and not connection.broken:
                     connection.shut_down(

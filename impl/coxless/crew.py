@@ -74,7 +74,7 @@ class Crew:
             self._recorder.start(self._state)
         outage = Outage()
         self._driver = Driver(
-            connection=Connection(store, limit=limit, outage=outage),
+            connection=Connection(store, limit=limit, outage=outage, world_size=world.world_size),
             state=self._state,
             observer=self._observer,
             patience=timing.patience,
@@ -94,7 +94,12 @@ class Crew:
             logger.warning("COXLESS_FAULT=%s: this process is going to %s itself there", fault, what)
             self._driver.watchers.append(fault_from(fault))
         self._housekeeper = Housekeeper(
-            Connection(store, limit=max(timedelta(0), limit - timedelta(seconds=time.monotonic() - began)), outage=outage),
+            Connection(
+                store,
+                limit=max(timedelta(0), limit - timedelta(seconds=time.monotonic() - began)),
+                outage=outage,
+                world_size=world.world_size,
+            ),
             interval=timing.heartbeat_interval.total_seconds(),
             stall=math.inf if timing.stall_timeout is None else timing.stall_timeout.total_seconds(),
             recorder=self._recorder,

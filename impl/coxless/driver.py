@@ -31,7 +31,7 @@ from .protocol.operations import (
 from .protocol.state import NOBODY
 from .recording import Recorder, now
 from .records import LEFT, Flag, Member, Record, corrupt, parse_counter, parse_heartbeat
-from .suspicion import HeartbeatObserver
+from .suspicion import ALL_LOOK, HeartbeatObserver, is_lookout
 
 logger = logging.getLogger(__name__)
 
@@ -101,6 +101,10 @@ class Driver:
     _recorded: int = 0
     """The last iteration whose decision was recorded."""
     _perform: dict[type, Callable[[Any], object]] = field(default_factory=dict)
+    _watch: tuple[int, float] = (0, 0.0)
+    """At which iteration somebody is missing, and since when (time.monotonic())."""
+    _lookout: tuple[tuple[Member, ...], bool] = ((), True)
+    """Whether this rank is one of those who look, as long as these are present."""
 
     def owes(self, number: int) -> bool:
         """Whether an advance from iteration `number` has begun and its decision was not fetched yet."""
@@ -376,7 +380,7 @@ class Driver:
             Append: lambda op: connection.append(op.key, op.value),
             Read: lambda op: connection.read(op.key),
             Delete: lambda op: connection.delete(op.key),
-            ReadHeartbeat: lambda op: self.suspects(op.member),
+            ReadHeartbeat: lambda op: self._looks() and self.suspects(op.member),
             JoinTimedOut: lambda op: self._join_timed_out(time.monotonic()),
         }
 
@@ -408,6 +412,18 @@ class Driver:
             self._founding = (self.state.record.generation, now)
             return False
         return now - since >= self.join_timeout
+
+    def _looks(self) -> bool:
+        """Whether this rank looks at the heartbeats of those who are missing: in a large crew only some do, and the others take them for alive
+        and wait to be woken; should all of those die meanwhile, everybody looks after a while."""
+        state = self.state
+        if len(state.listed) <= ALL_LOOK:
+            return True
+        if self._watch[0] != state.record.iteration:
+            self._watch = (state.record.iteration, time.monotonic())
+        if self._lookout[0] is not state.seen:
+            self._lookout = (state.seen, is_lookout(state.me, state.seen))
+        return self._lookout[1] or time.monotonic() - self._watch[1] > 3 * self.observer.timeout
 
     def suspects(self, member: Member) -> bool:
         """Look at the member's heartbeat. Raises ConnectionBroken."""

@@ -1,8 +1,15 @@
-"""Whom an observer suspects: pure bookkeeping over heartbeats that it has read, on its own monotonic clock."""
+"""Whom an observer suspects, and who observes: pure bookkeeping over heartbeats that it has read, on its own monotonic clock."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .records import DEAD, LEFT, Member
+
+ALL_LOOK = 32
+"""Up to so many members everybody at the barrier looks who of the missing is alive."""
+_LOOKOUTS = 8
+"""In a larger crew so many do, or up to twice as many. If all looked at all the others, the store would have to answer a thousand members a
+million times, one after another, while it is slow already; then whoever is late is the later for it, and the crew does not get on."""
 
 
 @dataclass(slots=True)
@@ -13,6 +20,12 @@ class _Seen:
     looked_away: bool = False
 
 
+def is_lookout(member: Member, present: Sequence[Member]) -> bool:
+    """Whether this member is one of those who look. `present`: who is known to be at the barrier. They are spread over it, since neighbours
+    tend to die together; whoever is the first to come is one."""
+    return member not in present or present.index(member) % max(1, len(present) // _LOOKOUTS) == 0
+
+
 class HeartbeatObserver:
     """Suspects a member whose heartbeat it has seen unchanged for `timeout` seconds, or at once one marked dead or left.
 
@@ -21,7 +34,7 @@ class HeartbeatObserver:
     """
 
     def __init__(self, *, timeout: float, longest_gap: float) -> None:
-        self._timeout = timeout
+        self.timeout = timeout
         self._longest_gap = longest_gap
         self._seen: dict[Member, _Seen] = {}
 
@@ -36,7 +49,7 @@ class HeartbeatObserver:
         if not seen.looked_away:
             seen.silent += min(now - seen.at, self._longest_gap)
         seen.at, seen.looked_away = now, False
-        return seen.silent >= self._timeout
+        return seen.silent >= self.timeout
 
     def look_away(self) -> None:
         """The connection to the store was lost: what lies between the last look and the next one is nobody's silence."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import time
@@ -141,6 +142,29 @@ def test_a_store_that_hangs_while_it_is_asked_what_it_is_is_not_refused(
     store = coxless.connect(server.address, timeout=timedelta(seconds=30))
     assert store.add("k", 1) == 1
     assert asked[0].wait() == 0
+
+
+class Closing(Connection):
+    """Its own thread closes its socket whenever another has just looked whether there is one."""
+
+    kept: socket.socket | None = None
+
+    @property
+    def _socket(self) -> socket.socket | None:  # type: ignore[override]
+        found, self.kept = self.kept, None
+        return found
+
+    @_socket.setter
+    def _socket(self, new: socket.socket | None) -> None:
+        self.kept = new
+
+
+def test_the_watchdog_survives_a_socket_that_is_closed_at_the_same_moment(server: StoreServer) -> None:
+    """It died of it, once, with a thousand connections; then no call of that process would have ended in time any more."""
+    connection = Closing(coxless.connect(server.address))
+    assert connection.kept is not None
+    connection.shut_down()
+    assert connection.broken
 
 
 def restarted(server: StoreServer) -> None:
