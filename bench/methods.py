@@ -168,7 +168,9 @@ def coxless_advance(rank: int, size: int, store: Any, tag: str, *, record: str =
     if record:
         os.environ["COXLESS_TRACE"] = record
     with CONNECTING:
-        crew = coxless.join(store, rank=rank, world_size=size, patience=timedelta(seconds=0.5), join_timeout=LONG / 2)
+        crew = coxless.join(
+            store, rank=rank, world_size=size, patience=timedelta(seconds=0.5), join_timeout=LONG / 4, timeout=LONG / 3
+        )
     os.environ.pop("COXLESS_TRACE", None)
     # Else those who wait at founding take the processors from those who still connect, which may take ten seconds and no more.
     store.barrier(f"{tag}:connected", size, LONG)

@@ -34,10 +34,14 @@ class Lookout:
         if not record.attention:
             return None
         arrived = self._driver.connection.read(keys.arrived(iteration.number))
+        participants = {participant.rank: participant for participant in iteration.participants}
         for member, flag in parse_signatures(iteration.number, arrived or ""):
-            if member in iteration.participants and flag != "o":
+            participant = participants.get(member.rank)
+            if participant is None:
+                continue
+            if member == participant and flag != "o":
                 return f"the step failed on rank {member.rank}"
-            if any(member.replaces(participant) for participant in iteration.participants):
+            if member.replaces(participant):
                 return f"rank {member.rank} was restarted"
         return None
 

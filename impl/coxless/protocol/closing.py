@@ -80,10 +80,15 @@ def _enough(state: RankState, signatures: tuple[Signature, ...]) -> Steps:
     if state.full:
         state.missing = ()
         return enough
-    signed = {s.member for s in signatures}
+    newest: dict[
+        int, Member
+    ] = {}  # of each rank that signed: all look here, so that with a thousand ranks nothing may compare all with all
+    for s in signatures:
+        newest[s.member.rank] = max(newest.get(s.member.rank, s.member), s.member)
     present = []  # neither signed nor replaced by a newer incarnation, nor suspected
+    signed = {s.member for s in signatures}
     for member, _ in state.listed:
-        if member in signed or any(other.replaces(member) for other in signed):
+        if member in signed or (member.rank in newest and newest[member.rank].replaces(member)):
             continue
         suspected = yield ReadHeartbeat("read_heartbeat", member)
         if not suspected:
