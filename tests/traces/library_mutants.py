@@ -267,7 +267,12 @@ MUTANTS = (
     # --- Equivalent in the model's eyes: no property suffers; replay sees the difference all the same ---
     mutant("wake", (coxless.protocol, "if state.record.winner == state.me:", "if False:")),
     mutant(
-        "replaced", (closing, "if member in signed or any(other.replaces(member) for other in signed):", "if member in signed:")
+        "replaced",
+        (
+            closing,
+            "if member in signed or (member.rank in newest and newest[member.rank].replaces(member)):",
+            "if member in signed:",
+        ),
     ),
 )
 
