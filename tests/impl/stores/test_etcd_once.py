@@ -379,6 +379,10 @@ def test_a_barrier_does_not_depend_on_the_watch(
     store.barrier("first", 1)
     openings = store._session.openings
     if covered:  # as that of a member which has stopped
+        until = time.monotonic() + 30
+        while not openings._since:  # it has yet to hear from where on it misses nothing
+            assert time.monotonic() < until
+            time.sleep(0.01)
         monkeypatch.setattr(Expectation, "opened", lambda *_: None)
     else:
         monkeypatch.setattr(openings, "_watch", None)
