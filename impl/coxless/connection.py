@@ -48,7 +48,7 @@ REPLY_LIMIT = 2.5
 """How long a reply may take, a wait's patience included, before the connection is given up (s). Losing one costs a slow close, never safety."""
 _PER_RANK = 0.01
 """So much longer for each rank beyond 64 (s): all of them at once, as when they found, are answered one after another. If they gave up a
-store that is only busy, all would connect to it again at once, and it would be busier yet, and so on: a thousand did not found at all."""
+store that is only busy, all would connect to it again at once, and it would be busier yet, and so on: a thousand often did not found at all."""
 ATTEMPT_LIMIT = 30.0
 """After so long without an end (s) an attempt to connect is left to itself, and another one is made: its host may be gone."""
 _TICK = 0.1

@@ -122,7 +122,7 @@ class Housekeeper:
             # On the connection that carried the beats, so that it cannot be overtaken by one; the ping proves it arrived.
             self._connection.set(keys.heartbeat(self._member), LEFT)
             self._connection.ping()
-            self._delete_pending(_WORTH_A_LAST_LOOK, deadline)
+            self._delete_pending(deadline)
         except (ConnectionBroken, RuntimeError):
             logger.info("the store is gone: %s leaves without saying so", self._member)
 
@@ -218,11 +218,12 @@ class Housekeeper:
             )
         return True
 
-    def _delete_pending(self, worth_a_look: int = _WORTH_A_LOOK, deadline: float | None = None) -> None:
+    def _delete_pending(self, deadline: float | None = None) -> None:
+        """`deadline`: at the end; then the rare keys go too, however few."""
         if self._sweep is not None:
             (before, participants), self._sweep = self._sweep, None
             self._deletions.extend(litter(self._connection.list_keys(), before, participants))
-        if len(self._rare) >= worth_a_look:
+        if len(self._rare) >= (_WORTH_A_LOOK if deadline is None else _WORTH_A_LAST_LOOK):
             self._pass_over_the_absent()
         elif deadline is not None:
             self._delete_rare()

@@ -22,7 +22,7 @@ class _Seen:
 
 def is_lookout(member: Member, present: Sequence[Member]) -> bool:
     """Whether this member is one of those who look. `present`: who is known to be at the barrier. They are spread over it, since neighbours
-    tend to die together; whoever is the first to come is one."""
+    tend to die together; the first of them is one."""
     return member not in present or present.index(member) % max(1, len(present) // _LOOKOUTS) == 0
 
 

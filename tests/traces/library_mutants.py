@@ -268,11 +268,7 @@ MUTANTS = (
     mutant("wake", (coxless.protocol, "if state.record.winner == state.me:", "if False:")),
     mutant(
         "replaced",
-        (
-            closing,
-            "if member in signed or (member.rank in newest and newest[member.rank].replaces(member)):",
-            "if member in signed:",
-        ),
+        (closing, "newest[member.rank] >= member:", "newest[member.rank] == member:"),
     ),
 )
 

@@ -80,15 +80,11 @@ def _enough(state: RankState, signatures: tuple[Signature, ...]) -> Steps:
     if state.full:
         state.missing = ()
         return enough
-    newest: dict[
-        int, Member
-    ] = {}  # of each rank that signed: all look here, so that with a thousand ranks nothing may compare all with all
-    for s in signatures:
-        newest[s.member.rank] = max(newest.get(s.member.rank, s.member), s.member)
+    # All look here, so with a thousand ranks nothing may compare all with all.
+    newest = {c.member.rank: c.member for c in candidates}
     present = []  # neither signed nor replaced by a newer incarnation, nor suspected
-    signed = {s.member for s in signatures}
     for member, _ in state.listed:
-        if member in signed or (member.rank in newest and newest[member.rank].replaces(member)):
+        if member.rank in newest and newest[member.rank] >= member:
             continue
         suspected = yield ReadHeartbeat("read_heartbeat", member)
         if not suspected:
