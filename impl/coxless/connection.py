@@ -10,6 +10,7 @@ import contextlib
 import logging
 import math
 import os
+import random
 import socket
 import threading
 import time
@@ -48,7 +49,8 @@ REPLY_LIMIT = 2.5
 """How long a reply may take, a wait's patience included, before the connection is given up (s). Losing one costs a slow close, never safety."""
 _PER_RANK = 0.01
 """So much longer for each rank beyond 64 (s): all of them at once, as when they found, are answered one after another. If they gave up a
-store that is only busy, all would connect to it again at once, and it would be busier yet, and so on: a thousand often did not found at all."""
+store that is only busy, all would connect to it again at once, and it would be busier yet, and so on: a thousand often did not found at all.
+And those that do give it up, or whose attempt to connect took too long, do not connect at once, but spread over half of that time."""
 ATTEMPT_LIMIT = 30.0
 """After so long without an end (s) an attempt to connect is left to itself, and another one is made: its host may be gone."""
 _TICK = 0.1
@@ -60,6 +62,8 @@ so that a store that answers does not lose a connection to each SIGCHLD."""
 _PAST_DEADLINE = 2
 """An operation must have been in flight for so many ticks before a deadline that has passed ends it: a store that answers gets to."""
 _PROBE = keys.PROBE.encode()
+_random = random.SystemRandom()
+"""Not the one that whoever trains may have seeded, alike on all ranks."""
 
 
 class Connection:
@@ -74,7 +78,10 @@ class Connection:
     ) -> None:
         """Connect within `limit`, else StoreUnreachableError. `outage`: shared by connections that are to speak in the log as one.
         `world_size`: how many use the store."""
-        self.reply_limit = REPLY_LIMIT + _PER_RANK * max(0, world_size - 64)
+        self._spread = _PER_RANK * max(0, world_size - 64)
+        self._not_before = -math.inf
+        """On time.monotonic(): no attempt to connect begins before it."""
+        self.reply_limit = REPLY_LIMIT + self._spread
         self.broken = True
         """No operation is possible before `reconnect`."""
         self.deadline = math.inf
@@ -91,7 +98,9 @@ class Connection:
         self.reconnect(time.monotonic() + limit.total_seconds())
 
     def _adopt(self, store: Store) -> None:
-        store.set_timeout(CLIENT_TIMEOUT)  # which a clone of it inherits; `wait` is given its own
+        store.set_timeout(
+            CLIENT_TIMEOUT + timedelta(seconds=self._spread)
+        )  # which a clone of it inherits; `wait` is given its own
         self.store = store
         self._native_barrier = has_native_barrier(store)
         self._plain_timeouts = not isinstance(base_of(store), TCPStore)
@@ -255,6 +264,7 @@ class Connection:
         """Called from the watchdog's thread: frees the call that is blocked on this connection. `silent`: for so long (s) by now because
         the store does not answer; a moment of it is no outage."""
         if silent > _SLOW:
+            self._hold_off()
             self._outage.noticed(address(self.store), time.monotonic() - silent, f"no answer for {silent:.1f} s")
         self.broken = True
         own_socket = self._socket  # once: the thread whose connection this is may close it meanwhile, and make another
@@ -270,6 +280,10 @@ class Connection:
         self._close_socket()
         reason = "it accepts connections but does not answer"
         while True:
+            if self._attempt is None and not self._has_held_off(deadline):
+                raise StoreUnreachableError(
+                    f"the store at {address(self.store)} did not answer in time, and is not asked again at once"
+                )
             attempt = self._attempt
             if attempt is None or time.monotonic() - attempt.began > ATTEMPT_LIMIT:
                 self._attempt = attempt = Attempt(partial(fresh_client, self.store))
@@ -283,6 +297,9 @@ class Connection:
                     return
                 except (RuntimeError, OSError) as error:  # DistNetworkError and the like
                     reason = str(error).partition("\n")[0]
+                    # Else it was refused: there is no busy store, and whoever starts it again is to be found at once.
+                    if time.monotonic() - attempt.began > _SLOW:
+                        self._hold_off()
             now = time.monotonic()
             # Not at the first connection, of which the caller hears. An attempt that has ended by now was refused.
             if self._owned and (self._attempt is None or now - attempt.began > _SLOW):
@@ -291,6 +308,14 @@ class Connection:
                 raise StoreUnreachableError(f"the store at {address(self.store)} cannot be reached: {reason}")
             if self._attempt is None:
                 time.sleep(min(0.05, max(0.0, deadline - time.monotonic())))
+
+    def _hold_off(self) -> None:
+        self._not_before = time.monotonic() + _random.uniform(0.0, self._spread / 2)
+
+    def _has_held_off(self, deadline: float) -> bool:
+        """Wait until a new attempt may begin, if that is before the deadline, else until that: whether it may."""
+        time.sleep(max(0.0, min(self._not_before, deadline) - time.monotonic()))
+        return self._not_before <= deadline
 
     def close(self) -> None:
         """Use it no more. May be repeated."""

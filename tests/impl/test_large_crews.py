@@ -1,5 +1,6 @@
 """What is done otherwise where many ranks use one store, so that a slow one does not become slower by it."""
 
+import random
 import time
 from collections import Counter
 from datetime import timedelta
@@ -9,6 +10,7 @@ import pytest
 import coxless
 from coxless.connection import REPLY_LIMIT, Connection
 from coxless.records import Listed, Member
+from coxless.server import StoreServer
 from coxless.suspicion import is_lookout
 
 from .crews import crew_of, in_threads
@@ -79,3 +81,50 @@ def test_a_store_that_many_use_may_take_longer_to_answer(address: str, size: int
     connection = Connection(coxless.connect(address), world_size=size)
     assert connection.reply_limit == pytest.approx(REPLY_LIMIT + longer)
     connection.close()
+
+
+def test_connections_that_gave_up_a_busy_store_do_not_all_come_back_at_once(address: str) -> None:
+    def pause_after(silent: float, size: int) -> float:
+        connection = Connection(coxless.connect(address), world_size=size)
+        connection.shut_down(silent)
+        begun = time.monotonic()
+        connection.reconnect(begun + 30)
+        assert time.monotonic() >= connection._not_before
+        connection.close()
+        return max(0.0, connection._not_before - begun)
+
+    pauses = []
+    for _ in range(4):
+        random.seed(1)  # as training scripts do, on every rank
+        pauses.append(pause_after(2.6, 164))
+    assert len(set(pauses)) == 4, "each at another time"
+    assert all(0.0 <= pause <= 0.5 for pause in pauses)
+    assert pause_after(2.6, 64) == 0.0, "a few may come at once"
+    assert pause_after(0.2, 1000) == 0.0, "its deadline passed, or its server went away: that is no busy store"
+
+
+def test_a_store_that_is_not_asked_again_at_once_says_so_at_the_deadline(address: str) -> None:
+    connection = Connection(coxless.connect(address), world_size=1000)
+    connection.shut_down(2.6)
+    connection._not_before = time.monotonic() + 60
+    with pytest.raises(coxless.StoreUnreachableError, match="did not answer in time, and is not asked again at once"):
+        connection.reconnect(time.monotonic() + 0.05)
+    assert connection._attempt is None
+    connection._not_before = 0.0
+    connection.reconnect(time.monotonic() + 30)
+    assert connection.read("nothing") is None
+
+
+def test_an_attempt_that_took_long_is_not_repeated_at_once_one_that_was_refused_is(
+    server: StoreServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection = Connection(coxless.connect(server.address), world_size=1000)
+    server.kill()
+    connection.shut_down()
+    with pytest.raises(coxless.StoreUnreachableError, match="efused"):
+        connection.reconnect(time.monotonic() + 0.3)
+    assert connection._not_before < time.monotonic()
+    monkeypatch.setattr("coxless.connection._SLOW", 0.0)  # now it took long
+    with pytest.raises(coxless.StoreUnreachableError):
+        connection.reconnect(time.monotonic() + 0.3)
+    assert connection._not_before > time.monotonic()
