@@ -89,7 +89,7 @@ class Connection:
         self.flight = 0
         """What the watchdog looks at: odd while an operation is in flight."""
         self.store = store
-        """The client. Whoever calls it without a method of this class in between (`Driver.fast`) minds `broken` and `flight` itself."""
+        """The client. Whoever calls it without a method of this class in between (`fast_path`) minds `broken` and `flight` itself."""
         self._owned = False
         self._socket: socket.socket | None = None
         self._attempt: Attempt[Store] | None = None

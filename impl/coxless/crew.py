@@ -17,12 +17,13 @@ from .config import Timing, World, world_from
 from .connection import Connection
 from .driver import Driver
 from .errors import CoxlessError, IterationTimeoutError, StoreUnreachableError
+from .fast_path import FastPath, fast_path
 from .fault import fault_from
 from .housekeeping import Housekeeper
 from .iteration import Iteration, iteration_from
 from .lookout import Lookout
 from .outage import Outage
-from .protocol import Decision, RankState, enter
+from .protocol import Decision, RankState, advance, enter
 from .recording import recorder_from_env
 from .records import Flag, Member, parse_published, parse_record, published_word
 from .store import connect, refuse_unfit, store_from_env
@@ -52,10 +53,12 @@ class Crew:
         self.store = store
         """The store that was given, for process groups and the like: use a clone of it, under a PrefixStore."""
         self._iteration: Iteration | None = None
+        self._fast: FastPath | None = None
         self._vote: tuple[bool, bool | None] = (True, None)
         self._left = False
         self._timeout = timing.timeout.total_seconds()
         self._over: CoxlessError | None = None
+        self._watched = timing.stall_timeout is not None
         patience = timing.patience.total_seconds()
         self._observer = HeartbeatObserver(
             timeout=timing.heartbeat_timeout.total_seconds(),
@@ -198,19 +201,18 @@ class Crew:
             raise self._over
         if self._left:
             raise CoxlessError(f"rank {self.rank} has left the crew: join again to take part")
-        plain = ok is True and holds is None
-        if not plain:
+        if ok is not True or holds is not None:
             ok, holds = _checked_vote(ok, holds)
-        previous, housekeeper, state = self._iteration, self._housekeeper, self._state
-        if housekeeper.stalled:
-            housekeeper.beat_now()  # so that heartbeats that have ended begin again at once
-        housekeeper.alive_at = math.inf  # in here the deadline watches over it
+        previous, fast, housekeeper = self._iteration, self._fast, self._housekeeper
+        if self._watched:
+            housekeeper.in_call()
         began = time.monotonic()
         deadline = began + self._timeout
+        iteration = None
         try:
-            if plain and previous is not None and self._driver.fast(previous.number, began, deadline):
-                iteration = previous.followed_by(state.record)
-            else:
+            if ok and fast is not None and previous is not None:
+                iteration = fast(previous.number, began, deadline)
+            if decided_slowly := iteration is None:
                 iteration = iteration_from(self._decide(previous, ok, holds, deadline), previous)
         except (IterationTimeoutError, StoreUnreachableError):
             raise
@@ -218,29 +220,34 @@ class Crew:
             self._over = error
             raise
         finally:
-            housekeeper.alive_at = time.monotonic()
-            if state.deletions:
-                housekeeper.delete(state.deletions)
-                state.deletions = []
+            if self._watched:
+                housekeeper.alive_at = time.monotonic()
         housekeeper.iteration = iteration.number
-        if previous is None or iteration.epoch != previous.epoch:
-            self._begin_epoch(iteration, previous)
+        if decided_slowly:
+            if previous is None or iteration.epoch != previous.epoch:
+                self._begin_epoch(iteration, previous)
+            self._fast = fast_path(self._driver, iteration, housekeeper.delete)
         # Last, and with no call after it: an exception from a signal handler either finds it done, and the caller has the iteration,
         # or not, and the next call returns it.
         self._iteration = iteration
         return iteration
 
     def _decide(self, previous: Iteration | None, ok: bool, holds: bool | None, deadline: float) -> Decision:
-        driver = self._driver
-        decision = driver.decided(0 if previous is None else previous.number)
-        if decision is not None:
-            return decision
-        if driver.unfinished:
-            return driver.run(None, deadline=deadline)
-        if previous is None:
-            return driver.run(enter(self._state), deadline=deadline)
-        flag: Flag = "o" if ok else "f" if (previous.holds if holds is None else holds) else "j"
-        return driver.advance(flag, deadline=deadline)
+        driver, state = self._driver, self._state
+        try:
+            decision = driver.decided(0 if previous is None else previous.number)
+            if decision is not None:
+                return decision
+            if driver.unfinished:
+                return driver.run(None, deadline=deadline)
+            if previous is None:
+                return driver.run(enter(state), deadline=deadline)
+            flag: Flag = "o" if ok else "f" if (previous.holds if holds is None else holds) else "j"
+            return driver.run(advance(state, flag), deadline=deadline)
+        finally:
+            if state.deletions:
+                self._housekeeper.delete(state.deletions)
+                state.deletions = []
 
     def _begin_epoch(self, iteration: Iteration, previous: Iteration | None) -> None:
         participants = iteration.participants

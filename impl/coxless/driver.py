@@ -1,7 +1,6 @@
 """Runs protocol generators on a real store: performs their operations, answers their questions about time, keeps the deadline."""
 
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Generator
@@ -9,11 +8,9 @@ from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any, NamedTuple, TypeVar
 
-from torch.distributed import DistNetworkError
-
 from . import keys
-from .connection import REPLY_LIMIT, Connection, text_of
-from .errors import CorruptStoreError, CoxlessError, CrewEndedError, IterationTimeoutError, StoreUnreachableError
+from .connection import REPLY_LIMIT, Connection
+from .errors import CoxlessError, CrewEndedError, IterationTimeoutError, StoreUnreachableError
 from .protocol import Decision, Operation, RankState, advance, recover
 from .protocol.operations import (
     Add,
@@ -30,7 +27,7 @@ from .protocol.operations import (
 )
 from .protocol.state import NOBODY
 from .recording import Recorder, now
-from .records import LEFT, Flag, Member, Record, corrupt, parse_counter, parse_heartbeat
+from .records import LEFT, Member, corrupt, parse_counter, parse_heartbeat
 from .suspicion import ALL_LOOK, HeartbeatObserver, is_lookout
 
 logger = logging.getLogger(__name__)
@@ -46,8 +43,8 @@ Watcher = Callable[[RankState, Operation, object], None]
 """Called after each operation, with its reply."""
 
 
-class FastPath(NamedTuple):
-    """What a recorded fast path has asked."""
+class FastRun(NamedTuple):
+    """What a recorded fast path (fast_path.py) has asked."""
 
     began: int
     k: int
@@ -78,14 +75,12 @@ class Driver:
     recorder: Recorder | None = None
     unfinished: bool = False
     """A run has begun that has not come to its decision."""
-    _in_doubt: bool = False
+    in_doubt: bool = False
     """The generator does not stand before `_operation`: a reply may be lost, or the store's data, or the generator itself was interrupted."""
     _founding: tuple[str, float] = ("", 0.0)
     _left: set[Member] = field(default_factory=set)
-    _since: int = 0
+    since: int = 0
     """The iteration from which the run began."""
-    _entered: float = -math.inf
-    """When (time.monotonic()) the last advance began, if it took the fast path."""
     _generator: Generator[Operation, object, Decision] | None = None
     _operation: Operation | None = None
     _began: int = 0
@@ -94,11 +89,11 @@ class Driver:
     _woken_by: str = ""
     """The key that ended the last wait."""
     _announced: Member = NOBODY
-    _cut: FastPath | None = None
+    cut: FastRun | None = None
     """The fast path that is recorded and has not come to its line yet."""
-    _let_through: bool = False
+    let_through: bool = False
     """The barrier of the last fast path let through."""
-    _recorded: int = 0
+    recorded: int = 0
     """The last iteration whose decision was recorded."""
     _perform: dict[type, Callable[[Any], object]] = field(default_factory=dict)
     _watch: tuple[int, float] = (0, 0.0)
@@ -118,97 +113,7 @@ class Driver:
         # Only deciding makes a rank a member of a later iteration.
         return self.state.is_member and self.state.record.iteration > number
 
-    def advance(self, flag: Flag, *, deadline: float) -> Decision:
-        """From the iteration that this rank takes part in to the next one. Raises what `run` raises."""
-        state = self.state
-        number = state.record.iteration
-        if flag == "o" and self.fast(number, time.monotonic(), deadline):
-            return Decision(state.record, state.listed, state.me)
-        if self._has_decided(number):
-            return self._finish()
-        return self.run(None if self.unfinished else advance(state, flag), deadline=deadline)
-
-    def fast(self, number: int, began: float, deadline: float) -> bool:
-        """What `advance` of the protocol does from iteration `number`, with a vote of "o", when nothing is amiss, without its generator: the
-        barrier, and one compare_set, which somebody of this epoch wins. Whether it came to that; `state.record` is the next one then.
-        Any other reply goes to the generator, as if it had asked, and the caller goes on with that. `began` (on time.monotonic()): now.
-
-        The winner spares itself the wake where nobody can be waiting for it: no wait at this barrier began before this rank came to the
-        one before, and since then no patience has run out. Should somebody wait all the same (its connection broke, its patience is a
-        shorter one), its own patience ends that. docs/protocol.md, step 20; the model's `spared_wakes`.
-
-        On a core that is shared by several ranks each call in here is felt, since it is made with a cold cache: so this is one function
-        that calls little but the store. tests/impl/test_fast_path.py holds it against the generator.
-        """
-        state, connection, recorder = self.state, self.connection, self.recorder
-        current, epoch = state.record, state.known_epoch
-        known, expected = state.known_text
-        generation, k, name, _, attention, _ = current
-        if (
-            k != number or attention or known is not current or epoch is None or epoch.epoch != name
-            or self.unfinished or self._in_doubt or self.watchers
-        ):  # fmt: skip
-            return False
-        head = f"{epoch.before}{k + 1}{epoch.after}"
-        size, desired = len(epoch.members), head + epoch.me
-        state.flag = "o"
-        connection.deadline = deadline
-        self._since = k
-        before, self._entered = self._entered, began
-        self.unfinished = self._in_doubt = True
-        if recorder is not None:
-            self._cut = FastPath(now(), k, size, expected, desired)
-        self._let_through = False
-        if connection.broken:
-            return False
-        # As Connection.barrier and then Connection.compare_set.
-        compare_set_and_wake = connection.compare_set_and_wake
-        connection.flight += 1
-        try:
-            connection.arrive(f"{BARRIER}{k}:count", size, self.patience)
-            self._let_through = True
-            connection.flight += 2
-            if compare_set_and_wake is None:
-                reply = connection.store.compare_set(keys.REGISTER, expected, desired)
-            else:
-                reply = compare_set_and_wake(keys.REGISTER, expected, desired, f"{BARRIER}{k}:full")
-        except DistNetworkError:
-            connection.broken = True
-            return False
-        except CorruptStoreError:
-            raise
-        except RuntimeError as error:
-            connection.timed_out(error)
-            reply = None
-        except BaseException:  # from a signal handler; as in Connection._call
-            connection.broken = True
-            raise
-        finally:
-            connection.flight += 1
-        if reply is None:
-            self._fall_back(False)
-            return False
-        text = text_of(keys.REGISTER, reply)
-        winner = epoch.members.get(text[len(head) :]) if text.startswith(head) else None
-        if winner is None:
-            self._fall_back(True, text)
-            return False
-        won = text == desired
-        spared = won and compare_set_and_wake is None and time.monotonic() - before < self.patience.total_seconds()
-        if recorder is not None and self._cut is not None:
-            recorder.fast(k, size, expected, desired, text, self._cut.began, spared=spared)
-            self._cut, self._recorded = None, k + 1
-        # As `RankState.decide`, where nothing but the record changes: from the start of a barrier to the start of the next.
-        record = tuple.__new__(Record, (generation, k + 1, name, True, False, winner))  # what Record(...) does, in one call less
-        if won:
-            state.deletions += keys.barrier(k - 1)
-        state.record, state.known_text = record, (record, text)
-        if won and not spared and compare_set_and_wake is None:
-            connection.set(keys.full(k), "1")
-        self.unfinished = self._in_doubt = False
-        return True
-
-    def _fall_back(self, *replies: object) -> None:
+    def fall_back(self, *replies: object) -> None:
         """Tell the generator what the fast path was told."""
         recorder = self.recorder
         if recorder is not None:
@@ -217,25 +122,25 @@ class Driver:
         operation = next(generator)
         try:
             for reply in replies:
-                if recorder is not None and self._cut is not None:
-                    recorder.operation(operation, reply, self._cut.began)
+                if recorder is not None and self.cut is not None:
+                    recorder.operation(operation, reply, self.cut.began)
                 operation = generator.send(reply)
         except StopIteration:  # a decision after all: of this epoch, with attention up again already
-            self._cut, self._in_doubt = None, False
+            self.cut, self.in_doubt = None, False
             return
-        self._cut = None
-        self._generator, self._operation, self._in_doubt = generator, operation, False
+        self.cut = None
+        self._generator, self._operation, self.in_doubt = generator, operation, False
 
     def _record_what_was_cut(self) -> None:
         """The fast path writes its one line at its end. Where it does not come to that, what it did is told step by step."""
-        cut, recorder = self._cut, self.recorder
+        cut, recorder = self.cut, self.recorder
         if cut is None or recorder is None:
             return
-        self._cut = None
+        self.cut = None
         recorder.vote(self.state)
         self._operation = Barrier("arrive", f"{BARRIER}{cut.k}:count", cut.size)
         self._began = cut.began
-        if self._let_through:
+        if self.let_through:
             recorder.operation(self._operation, True, cut.began)
             self._operation = CompareSet("propose_same_epoch", keys.REGISTER, cut.expected, cut.desired)
 
@@ -246,7 +151,6 @@ class Driver:
         """
         state, recorder, perform = self.state, self.recorder, self._perform
         self.connection.deadline = deadline
-        self._entered = -math.inf
         if generator is not None:
             self._start(generator)
         try:
@@ -254,12 +158,12 @@ class Driver:
                 left = deadline - time.monotonic()
                 if left < 0:
                     if self.connection.broken:
-                        self._in_doubt = True
+                        self.in_doubt = True
                         self.connection.reconnect(deadline)  # whose error says what is wrong
                     raise IterationTimeoutError(self._missing())
                 self._wait = min(self.patience, timedelta(seconds=max(left, _SHORTEST_WAIT)))
-                if self._in_doubt:
-                    if self._has_decided(self._since):
+                if self.in_doubt:
+                    if self._has_decided(self.since):
                         return self._finish()
                     try:
                         self._recover(deadline)
@@ -267,12 +171,12 @@ class Driver:
                         continue
                 operation = self._operation
                 assert operation is not None and self._generator is not None
-                self._in_doubt = True
+                self.in_doubt = True
                 self._began = 0 if recorder is None else now()
                 try:
                     reply = perform[operation.__class__](operation)
                 except ConnectionBroken:
-                    if self._has_decided(self._since):  # it was the wake, which only spares the others a wait
+                    if self._has_decided(self.since):  # it was the wake, which only spares the others a wait
                         return self._finish()
                     continue
                 if recorder is not None:
@@ -284,12 +188,12 @@ class Driver:
                     for watcher in self.watchers:
                         watcher(state, operation, reply)
                 self._operation = self._generator.send(reply)
-                self._in_doubt = False
+                self.in_doubt = False
                 if state.me is not self._announced:
                     self.announce(state.me)
                     self._announced = state.me
         except StopIteration:
-            self._in_doubt = False
+            self.in_doubt = False
             return self._finish()
         except (IterationTimeoutError, StoreUnreachableError):
             raise
@@ -302,10 +206,10 @@ class Driver:
         if self.recorder is not None:
             self.recorder.vote(self.state)
             self._began = now()
-        self._since = self.state.record.iteration if self.state.is_member else 0
-        lost, self.unfinished, self._in_doubt = self._in_doubt, True, True
+        self.since = self.state.record.iteration if self.state.is_member else 0
+        lost, self.unfinished, self.in_doubt = self.in_doubt, True, True
         self._generator, self._operation = generator, next(generator)
-        self._in_doubt = lost  # then the operation is the one that is not made
+        self.in_doubt = lost  # then the operation is the one that is not made
 
     def _recover(self, deadline: float) -> None:
         """Tell the generator that its connection broke; an interrupted one cannot be told any more, and another one goes on from there."""
@@ -321,7 +225,7 @@ class Driver:
         self.state.generation = os.urandom(4).hex()
         self._generator = recover(self.state)
         self._operation = next(self._generator)
-        self._in_doubt = False
+        self.in_doubt = False
 
     def _refuse_foreign_count(self) -> None:
         """A TCPStore server hangs up on whoever arrives at a count that is no number: that is why the connection broke, then."""
@@ -340,11 +244,11 @@ class Driver:
     def _finish(self) -> Decision:
         state = self.state
         decision = Decision(state.record, state.listed, state.me)
-        if self.recorder is not None and self._recorded != state.record.iteration:
+        if self.recorder is not None and self.recorded != state.record.iteration:
             if self._operation is not None:
                 self.recorder.broken(self._operation, self._began)
             self.recorder.decision(decision)
-            self._recorded = state.record.iteration
+            self.recorded = state.record.iteration
         self._generator = self._operation = None
         self.unfinished = False
         return decision
@@ -360,7 +264,7 @@ class Driver:
         for attempt in (1, 2):
             try:
                 if connection.broken:
-                    self._in_doubt = True
+                    self.in_doubt = True
                     self._reconnect(time.monotonic() + _LOOK_LIMIT)
                 return question()
             except ConnectionBroken:

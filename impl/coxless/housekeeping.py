@@ -84,6 +84,12 @@ class Housekeeper:
         if self.stalled:
             self.beat_now()
 
+    def in_call(self) -> None:
+        """The training thread is in a call of the crew's, whose deadline watches over it."""
+        if self.stalled:
+            self.beat_now()  # so that heartbeats that have ended begin again at once
+        self.alive_at = math.inf
+
     def beat_now(self) -> None:
         """Send a heartbeat as soon as the thread comes to it."""
         self._beat_due = 0.0
