@@ -58,7 +58,6 @@ class Crew:
         self._left = False
         self._timeout = timing.timeout.total_seconds()
         self._over: CoxlessError | None = None
-        self._watched = timing.stall_timeout is not None
         patience = timing.patience.total_seconds()
         self._observer = HeartbeatObserver(
             timeout=timing.heartbeat_timeout.total_seconds(),
@@ -197,39 +196,42 @@ class Crew:
         rank has taken over, CrewEndedError when all others have left and this rank alone is fewer than min_ranks, and
         CorruptStoreError for a value in the store that no member wrote; these are final.
         """
+        began = time.monotonic()
+        if ok is not True or holds is not None:
+            ok, holds = _checked_vote(ok, holds)
+        fast, iteration = self._fast, None
+        try:
+            if fast is not None and ok:
+                iteration = fast(self._iteration, began)
+            if iteration is None:
+                iteration = self._advance(ok, holds, began)
+        except (IterationTimeoutError, StoreUnreachableError):
+            raise
+        except CoxlessError as error:
+            self._over, self._fast = error, None
+            raise
+        # Last, and with no call after it: an exception from a signal handler either finds it done, and the caller has the iteration,
+        # or not, and the next call returns it.
+        self._iteration = iteration
+        return iteration
+
+    def _advance(self, ok: bool, holds: bool | None, began: float) -> Iteration:
+        """As `advance`, of which the fast path has made nothing yet, or only begun it."""
         if self._over is not None:
             raise self._over
         if self._left:
             raise CoxlessError(f"rank {self.rank} has left the crew: join again to take part")
-        if ok is not True or holds is not None:
-            ok, holds = _checked_vote(ok, holds)
-        previous, fast, housekeeper = self._iteration, self._fast, self._housekeeper
-        if self._watched:
-            housekeeper.in_call()
-        began = time.monotonic()
-        deadline = began + self._timeout
-        iteration = None
+        previous, housekeeper = self._iteration, self._housekeeper
+        housekeeper.in_call()
         try:
-            if ok and fast is not None and previous is not None:
-                iteration = fast(previous.number, began, deadline)
-            if decided_slowly := iteration is None:
-                iteration = iteration_from(self._decide(previous, ok, holds, deadline), previous)
-        except (IterationTimeoutError, StoreUnreachableError):
-            raise
-        except CoxlessError as error:
-            self._over = error
-            raise
+            iteration = iteration_from(self._decide(previous, ok, holds, began + self._timeout), previous)
         finally:
-            if self._watched:
-                housekeeper.alive_at = time.monotonic()
+            housekeeper.alive_at = time.monotonic()
         housekeeper.iteration = iteration.number
-        if decided_slowly:
-            if previous is None or iteration.epoch != previous.epoch:
-                self._begin_epoch(iteration, previous)
-            self._fast = fast_path(self._driver, iteration, housekeeper.delete)
-        # Last, and with no call after it: an exception from a signal handler either finds it done, and the caller has the iteration,
-        # or not, and the next call returns it.
-        self._iteration = iteration
+        if previous is None or iteration.epoch != previous.epoch:
+            self._begin_epoch(iteration, previous)
+        watched = self.timing.stall_timeout is not None
+        self._fast = fast_path(self._driver, housekeeper, iteration, timeout=self._timeout, watched=watched)
         return iteration
 
     def _decide(self, previous: Iteration | None, ok: bool, holds: bool | None, deadline: float) -> Decision:
@@ -305,7 +307,7 @@ class Crew:
     def _leave(self, *, last_out: bool, patience: float) -> None:
         if self._left:
             return
-        self._left = True
+        self._fast, self._left = None, True
         if self._recorder is not None:
             self._recorder.left()
         self._housekeeper.leave(patience=patience)

@@ -1,7 +1,9 @@
 """The short cut through a fault-free iteration does what the generator does: the same operations, the same state after them."""
 
 import time
+from collections.abc import Callable
 from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,13 +12,15 @@ import torch.distributed as dist
 from coxless.connection import Connection
 from coxless.driver import Driver
 from coxless.errors import StoreUnreachableError
-from coxless.fast_path import FastPath, fast_path
-from coxless.iteration import iteration_from
+from coxless.fast_path import fast_path
+from coxless.iteration import Iteration, iteration_from
 from coxless.protocol import Decision, RankState, advance, enter
 from coxless.records import Flag, Record, parse_record
 from coxless.suspicion import HeartbeatObserver
 
 LATER = 1e12
+
+Path = Callable[[int, float], Iteration | None]
 
 
 class Logged:
@@ -71,18 +75,28 @@ def driver_of(
     return driver, logged, log
 
 
-def path_of(driver: Driver) -> FastPath:
+def path_of(driver: Driver) -> Path:
+    """The fast path, called with a number as `Crew.advance` calls it with its iteration."""
     state = driver.state
-    iteration = iteration_from(Decision(state.record, state.listed, state.me), None)
-    return fast_path(driver, iteration, state.deletions.extend)
+    present = iteration_from(Decision(state.record, state.listed, state.me), None)
+    fast = fast_path(driver, SimpleNamespace(delete=state.deletions.extend), present, timeout=LATER)
+
+    def from_number(number: int, began: float) -> Iteration | None:
+        nonlocal present
+        following = fast(present if present.number == number else None, began)
+        if following is not None:
+            present = following
+        return following
+
+    return from_number
 
 
-def step(driver: Driver, flag: Flag = "o", *, deadline: float = LATER, fast: FastPath | None = None) -> Record:
+def step(driver: Driver, flag: Flag = "o", *, deadline: float = LATER, fast: Path | None = None) -> Record:
     """As `Crew.advance`, whose fast path is made anew whenever it was not taken."""
     number = driver.state.record.iteration
     if flag == "o":
         path = path_of(driver) if fast is None else fast
-        iteration = path(number, time.monotonic(), deadline)
+        iteration = path(number, time.monotonic())
         if iteration is not None:
             state = driver.state
             assert iteration == iteration_from(Decision(state.record, state.listed, state.me), None)._replace(
@@ -128,9 +142,9 @@ def test_the_winner_wakes_nobody_while_no_patience_can_have_run_out() -> None:
 
     def wakes_if_the_one_before_began(seconds_ago: float) -> bool:
         number, now = driver.state.record.iteration, time.monotonic()
-        assert fast(number, now - seconds_ago, LATER)
+        assert fast(number, now - seconds_ago)
         del log[:]
-        assert fast(number + 1, now, LATER)
+        assert fast(number + 1, now)
         return any(map(_is_wake, log))
 
     assert not wakes_if_the_one_before_began(0)
@@ -142,15 +156,15 @@ def test_the_winner_wakes_when_it_does_not_know_since_when_the_others_wait() -> 
     driver, _, log = driver_of(0, 1, dist.HashStore(), generator_only=False, patience=timedelta(seconds=60))
     driver.run(enter(driver.state), deadline=LATER)
     fast = path_of(driver)
-    assert fast(1, time.monotonic(), LATER)
+    assert fast(1, time.monotonic())
     step(driver, "f")  # a failed step: the slow path, and another epoch
-    assert fast(3, time.monotonic(), LATER) is None, "it was the other epoch's"
+    assert fast(3, time.monotonic()) is None, "it was the other epoch's"
     fast = path_of(driver)
     del log[:]
-    assert fast(3, time.monotonic(), LATER)
+    assert fast(3, time.monotonic())
     assert any(map(_is_wake, log))
     del log[:]
-    assert fast(4, time.monotonic(), LATER)
+    assert fast(4, time.monotonic())
     assert not any(map(_is_wake, log)), "it knows by now"
 
 
@@ -204,7 +218,7 @@ def test_a_broken_connection_is_not_used_again_before_it_is_made_anew() -> None:
     driver.run(enter(driver.state), deadline=LATER)
     driver.connection.broken = True
     del log[:]
-    assert path_of(driver)(1, time.monotonic(), LATER) is None
+    assert path_of(driver)(1, time.monotonic()) is None
     assert log == []
     assert driver.run(None, deadline=LATER).record.iteration == 2
 

@@ -105,7 +105,8 @@ def test_at_every_line_of_an_advance(ok: bool, generator: bool) -> None:
     thread.join(60)
     assert not thread.is_alive()
     assert len(struck) > 30
-    assert {"crew.py", "fast_path.py", "driver.py", "connection.py"} <= {where.partition(":")[0] for where in struck}
+    files = {"crew.py", "connection.py", "fast_path.py"} | ({"driver.py"} if generator or not ok else set())
+    assert files <= {where.partition(":")[0] for where in struck}
 
 
 def test_at_every_line_of_founding() -> None:
