@@ -93,7 +93,8 @@ def test_the_fast_path_costs_two_commands_a_rank_whose_size_does_not_grow(addres
         assert commands["compare_set"] == size * 50
         assert commands["set"] < 10, "the winner wakes nobody, as nobody can have run out of patience"
         assert commands["delete_key"] <= 3 * 50  # the whole crew's clean-up, in the background
-        assert set(commands) <= {"barrier", "compare_set", "set", "delete_key", "list_keys"}
+        assert commands["check"] <= size, "of a first heartbeat that was still to come"
+        assert set(commands) <= {"barrier", "compare_set", "set", "delete_key", "list_keys", "check"}
         assert all(length < 250 for length in longest.values()), longest
 
 
