@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch.distributed as dist
 from click.testing import CliRunner
 
 import coxless
@@ -161,6 +162,42 @@ def test_a_store_that_comes_back_empty_is_admitted(folder: Path) -> None:
     verdict = validate(folder)
     assert verdict.word == "admitted", verdict
     assert not verdict.void, "one of them put the record back"
+
+
+def test_a_reply_that_was_lost_with_the_store_is_admitted(folder: Path) -> None:
+    """A rank's barrier filled, and it was let through; but before it heard of it, the store died and came back empty. It connects once,
+    after that, and not twice, before and after. (A soak found it: the rank was stopped meanwhile.)"""
+    decided = threading.Event()
+    lost = []
+
+    def each(crew: Crew, number: int) -> None:
+        if number != 3 or crew.rank != 0:
+            decided.set() if number == 4 else None
+            return
+        connection = crew._driver.connection
+        arrive = connection.arrive
+
+        def held_up(key: str, size: int, patience: timedelta) -> None:
+            arrive(key, size, timedelta(seconds=30))
+            assert decided.wait(60)
+            server.kill()
+            supervisor.event("store_died", None)
+            server.start()
+            supervisor.event("store_restarted", None)
+            lost.append(key)
+            raise dist.DistNetworkError("as if its reply had been on its way when the store died")
+
+        connection.arrive = held_up
+
+    with start_server() as server:
+        supervisor = Recorder(folder, "supervisor")
+        supervisor.event("store_started", None)
+        run(server, 8, each)
+    assert lost == [keys.count(3)]
+    assert [line["s"] for line in lines_of(folder, "broken") if line["a"][0] == keys.count(3)] == ["arrive"]
+    verdict = validate(folder)
+    assert verdict.word == "admitted", verdict
+    assert not verdict.void, "the other one put the record back"
 
 
 def test_a_number_taken_by_a_process_that_recorded_nothing_is_inferred_when_it_shows(folder: Path) -> None:

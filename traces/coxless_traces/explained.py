@@ -9,7 +9,7 @@ from coxless_model.process import Process
 from coxless_model.records import Member
 from coxless_model.store import REGISTER
 
-from .inferred import noticed, numbers_taken, started, store_lost, too_late, without
+from .inferred import losses_so_far, noticed, numbers_taken, started, store_lost, too_late, without
 from .model_steps import Run, noted, second, steps
 from .node import Node, moved, with_p
 from .recorded import Item
@@ -76,6 +76,11 @@ def take(run: Run, node: Node, thread: int, item: Item) -> Iterator[Node]:
             for after in take(run, gone, thread, item):
                 yield after._replace(taken=(*gone.taken, *after.taken))
         return
+    if p.at == "recover" and p.conn != node.state.shared.store.instance and connected_after(run, node, thread):
+        for connected in noticed(run, node, index, rank):
+            for after in take(run, connected, thread, item):
+                yield after._replace(taken=(*connected.taken, *after.taken))
+        return
     before: tuple[Action, ...] = ()
     if p.at == "arrive":
         said = item.op[2].flag if item.name == "sign" and item.op is not None else "o"
@@ -88,6 +93,20 @@ def take(run: Run, node: Node, thread: int, item: Item) -> Iterator[Node]:
         before = (Action(rank, "join_timeout", None, None, second(place)),) if item.timed_out else ()
     for after in performed(run, node, thread, item, index, place, p):
         yield after._replace(taken=(*before, *after.taken)) if before else after
+
+
+def connected_after(run: Run, node: Node, thread: int) -> bool:
+    """Whether this process may have connected again only after the store was lost: what it did last broke, and had not come to its end before.
+
+    The model connects again as soon as a reply is lost, and would notice the loss at the next operation, which in fact was the first on the
+    new connection. (Seen in a soak: a rank was stopped while its barrier filled, and the store died before it ran again.)
+    """
+    at = next(at for one, at in node.cursors if one == thread)
+    last = run.threads[thread][at - 1] if at else None
+    if last is None or last.kind != "broken":
+        return False
+    losses = run.threads[run.environment][: losses_so_far(run, node)]
+    return not losses or losses[-1].begin <= last.end
 
 
 def performed(run: Run, node: Node, thread: int, item: Item, index: int, place: int, p: Process) -> Iterator[Node]:
