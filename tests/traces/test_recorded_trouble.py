@@ -164,11 +164,16 @@ def test_a_store_that_comes_back_empty_is_admitted(folder: Path) -> None:
     assert not verdict.void, "one of them put the record back"
 
 
-def test_a_reply_that_was_lost_with_the_store_is_admitted(folder: Path) -> None:
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_reply_that_was_lost_with_the_store_is_admitted(folder: Path, watched: bool) -> None:
     """A rank's barrier filled, and it was let through; but before it heard of it, the store died and came back empty. It connects once,
     after that, and not twice, before and after. (A soak found it: the rank was stopped meanwhile.)"""
     decided = threading.Event()
     lost = []
+
+    def tell(what: str) -> None:
+        if supervisor is not None:
+            supervisor.event(what, None)
 
     def each(crew: Crew, number: int) -> None:
         if number != 3 or crew.rank != 0:
@@ -181,17 +186,17 @@ def test_a_reply_that_was_lost_with_the_store_is_admitted(folder: Path) -> None:
             arrive(key, size, timedelta(seconds=30))
             assert decided.wait(60)
             server.kill()
-            supervisor.event("store_died", None)
+            tell("store_died")
             server.start()
-            supervisor.event("store_restarted", None)
+            tell("store_restarted")
             lost.append(key)
             raise dist.DistNetworkError("as if its reply had been on its way when the store died")
 
         connection.arrive = held_up
 
     with start_server() as server:
-        supervisor = Recorder(folder, "supervisor")
-        supervisor.event("store_started", None)
+        supervisor = Recorder(folder, "supervisor") if watched else None
+        tell("store_started")
         run(server, 8, each)
     assert lost == [keys.count(3)]
     assert [line["s"] for line in lines_of(folder, "broken") if line["a"][0] == keys.count(3)] == ["arrive"]

@@ -72,10 +72,10 @@ def take(run: Run, node: Node, thread: int, item: Item) -> Iterator[Node]:
     place = node.alive[rank].index(index)
     p: Process = node.state.ranks[rank].processes[place]
     if item.emptied and not run.watched and p.conn == node.state.shared.store.instance:
+        # It broke because the store was lost; or, after this, its reply was lost with the store.
         for gone in store_lost(run, node):
             for after in take(run, gone, thread, item):
                 yield after._replace(taken=(*gone.taken, *after.taken))
-        return
     if p.at == "recover" and p.conn != node.state.shared.store.instance and connected_after(run, node, thread):
         for connected in noticed(run, node, index, rank):
             for after in take(run, connected, thread, item):
