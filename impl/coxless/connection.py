@@ -98,9 +98,8 @@ class Connection:
         self.reconnect(time.monotonic() + limit.total_seconds())
 
     def _adopt(self, store: Store) -> None:
-        store.set_timeout(
-            CLIENT_TIMEOUT + timedelta(seconds=self._spread)
-        )  # which a clone of it inherits; `wait` is given its own
+        # A clone of it inherits this; `wait` is given its own.
+        store.set_timeout(CLIENT_TIMEOUT + timedelta(seconds=self._spread))
         self.store = store
         self._native_barrier = has_native_barrier(store)
         self._plain_timeouts = not isinstance(base_of(store), TCPStore)
