@@ -226,7 +226,7 @@ class Crew:
         try:
             iteration = iteration_from(self._decide(previous, ok, holds, began + self._timeout), previous)
         finally:
-            housekeeper.alive_at = time.monotonic()
+            housekeeper.alive()
         housekeeper.iteration = iteration.number
         if previous is None or iteration.epoch != previous.epoch:
             self._begin_epoch(iteration, previous)
@@ -254,7 +254,6 @@ class Crew:
     def _begin_epoch(self, iteration: Iteration, previous: Iteration | None) -> None:
         participants = iteration.participants
         self._observer.forget_all_but(set(participants))
-        self._state.write_out()
         # One of those who were there before cleans up, so that it knows who has gone: the first of them.
         first = next((member for member in participants if member not in iteration.joined), None)
         if first == self.member and not iteration.rejoined and (iteration.left or iteration.joined):

@@ -273,7 +273,7 @@ class Driver:
         raise StoreUnreachableError(f"the store does not answer: asked twice in {_LOOK_LIMIT:g} s")
 
     def __post_init__(self) -> None:
-        # One entry for each operation; looked up by class, which is quicker than matching on the fast path.
+        # One entry for each operation; looked up by class, which is quicker than matching.
         connection = self.connection
         self._perform = {
             Barrier: lambda op: connection.barrier(op.key, op.size, self._wait),

@@ -34,7 +34,8 @@ def fast_path(
     thread is in it.
 
     It is good until the driver has run, which leaves another record; then the epoch may be another one, too, and the others may have been
-    waiting.
+    waiting. It is made as soon as that has happened, and not while the others wait at the next barrier: to write out who is in the epoch takes
+    a thousand ranks on two cores longer than their patience.
 
     The winner spares itself the wake where nobody can be waiting for it: no wait at this barrier began before this rank came to the
     one before, and since then no patience has run out. Should somebody wait all the same (its connection broke, its patience is a
@@ -120,7 +121,7 @@ def fast_path(
             connection.set(keys.full(k), "1")
         driver.unfinished = driver.in_doubt = False
         housekeeper.iteration = following
-        # As `Iteration.followed_by`. First: an exception from a signal handler must not leave here that the caller has an answer which it
+        # As `iteration_from`. First: an exception from a signal handler must not leave here that the caller has an answer which it
         # has not; it asks again with the one that it has, and that is not `last` any more.
         last = new(Iteration, (following, name, participants, index, all_hold, (), (), True, winner, False))
         k, record, text, entered = following, state.record, answer, began

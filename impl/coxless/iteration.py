@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 from .protocol import Decision
-from .records import Member, Record, epoch_start
+from .records import Member, epoch_start
 
 
 class Iteration(NamedTuple):
@@ -53,21 +53,21 @@ class Iteration(NamedTuple):
         """The place of the first participant that holds the model state; None when none does (founding, or all holders were lost)."""
         return self.holders.index(True) if True in self.holders else None
 
-    def followed_by(self, record: Record) -> "Iteration":
-        """The next one, of the same epoch: nobody came or went, and every member holds the state."""
-        participants, holders = self.participants, self.holders
-        if False in holders:
-            holders = (True,) * len(participants)
-        return tuple.__new__(Iteration, (  # what Iteration(...) does, in one call less
-            record.iteration, record.epoch, participants, self.index, holders, (), (), record.committed, record.winner, False
-        ))  # fmt: skip
-
 
 def iteration_from(decision: Decision, previous: Iteration | None) -> Iteration:
     """`previous` is the last iteration that this rank took part in."""
     record, listed, me = decision
     if previous is not None and record.epoch == previous.epoch and record.iteration == previous.number + 1:
-        return previous.followed_by(record)
+        # Nobody came or went, and every member holds the state.
+        return previous._replace(
+            number=record.iteration,
+            holders=(True,) * len(previous.participants),
+            joined=(),
+            left=(),
+            committed=record.committed,
+            winner=record.winner,
+            rejoined=False,
+        )
     participants = tuple(member for member, _ in listed)
     before = () if previous is None else previous.participants
     were, are = set(before), set(participants)

@@ -117,10 +117,17 @@ def test_it_takes_the_steps_of_the_generator(fail_at: tuple[str, str] | None) ->
     for generator_only in (True, False):
         driver, logged, log = driver_of(0, 1, dist.HashStore(), generator_only=generator_only, patience=timedelta(0))
         driver.run(enter(driver.state), deadline=LATER)
-        for number in range(2, 6):
+        fast = path_of(driver)
+        for number in range(2, 8):
             if number == 4:
                 logged.fail_at = fail_at
-            assert step(driver).iteration == number
+            if generator_only or logged.fail_at is not None:
+                assert step(driver, fast=fast).iteration == number
+                fast = path_of(driver)
+            else:
+                following = fast(number - 1, time.monotonic())
+                assert following is not None
+                assert following.number == number
         state = driver.state
         logs.append(log)
         states.append(

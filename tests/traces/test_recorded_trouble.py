@@ -167,7 +167,7 @@ def test_a_store_that_comes_back_empty_is_admitted(folder: Path) -> None:
 @pytest.mark.parametrize("watched", [True, False])
 def test_a_reply_that_was_lost_with_the_store_is_admitted(folder: Path, watched: bool) -> None:
     """A rank's barrier filled, and it was let through; but before it heard of it, the store died and came back empty. It connects once,
-    after that, and not twice, before and after. (A soak found it: the rank was stopped meanwhile.)"""
+    after that, and not twice, before and after. (A soak found it.)"""
     decided = threading.Event()
     lost = []
 

@@ -99,7 +99,7 @@ def connected_after(run: Run, node: Node, thread: int) -> bool:
     """Whether this process may have connected again only after the store was lost: what it did last broke, and had not come to its end before.
 
     The model connects again as soon as a reply is lost, and would notice the loss at the next operation, which in fact was the first on the
-    new connection. (Seen in a soak: a rank was stopped while its barrier filled, and the store died before it ran again.)
+    new connection. (Seen in a soak: a rank had not got the reply to its barrier, which had filled, when the store died 25 ms later.)
     """
     at = next(at for one, at in node.cursors if one == thread)
     last = run.threads[thread][at - 1] if at else None

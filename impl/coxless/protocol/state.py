@@ -128,12 +128,6 @@ class RankState:
             self.looked_at = (text, signatures)
         return signatures
 
-    def write_out(self) -> None:
-        """Make `record_text` and `epoch_text` now, as the epoch begins, and not while the others wait at its first barrier: a thousand
-        ranks on two cores ran out of patience there."""
-        self.known_text = (self.record, self.record_text())
-        self.epoch_text()
-
     def start_barrier(self, record: Record, members: tuple[Listed, ...] | None, *, member: bool) -> None:
         """Stand before the barrier of `record`, with nothing done at it yet."""
         self.record, self.members, self.is_member = record, members, member
