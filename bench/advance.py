@@ -2,7 +2,7 @@
 
 One store server process, N rank processes (or threads with a connection each, spread over 64 processes), all methods interleaved in blocks of
 one run, in another order each time. Timings on a shared machine are noisy and drift: read the ratios. Each is the median over the blocks of
-what a method took to what another took in the same block; half of the blocks lie between the two numbers beside it.
+what a method took to what another took in the same block.
 Where etcd is installed the crew is measured on it too: three members on this machine, which write to its disk what they have agreed on
 before they say so, and the same in memory.
 """
@@ -37,7 +37,9 @@ from . import methods, report
 from .methods import FLOOR, IN_MEMORY, METHODS, ON_ETCD
 from .traffic import traffic
 
-BLOCKS = 15
+BLOCKS = 45
+FEWER_BLOCKS = 15
+"""Of threads and on etcd, where each takes long."""
 WARM_UP = 5
 PROCESSES = 64
 """Over so many the threads are spread: all in one would wait for its interpreter more than for the store."""
@@ -49,7 +51,9 @@ def options_of(name: str, record: str) -> dict[str, str]:
     return {"record": record} if name.endswith("recording") else {}
 
 
-def run_rank(rank: int, size: int, servers: "Servers", names: list[str], iterations: int, record: str) -> dict[str, Any]:
+def run_rank(
+    rank: int, size: int, servers: "Servers", names: list[str], blocks: int, iterations: int, record: str
+) -> dict[str, Any]:
     """One rank's share of a run: for each method the median (s) of each block, the 99th percentile (s) of all, and the server's CPU (s) over
     its blocks, as rank 0 reads it."""
     with methods.CONNECTING:
@@ -61,7 +65,7 @@ def run_rank(rank: int, size: int, servers: "Servers", names: list[str], iterati
         with methods.CONNECTING:
             client = coxless.connect(servers.address(name))
         meets[name] = METHODS[name](rank, size, client, f"m{number}", **options_of(name, record))
-    for block in range(BLOCKS):
+    for block in range(blocks):
         # the same order for all ranks, another one in each block: what a method leaves behind does not always meet the same one after it
         for name in random.Random(block).sample(names, len(names)):
             meet, _ = meets[name]
@@ -82,8 +86,8 @@ def run_rank(rank: int, size: int, servers: "Servers", names: list[str], iterati
                 server[name] += servers.cpu(name) - before
     for name in names:
         meets[name][1]()
-    return {"blocks": {name: list(map(statistics.median, blocks)) for name, blocks in samples.items()},
-            "p99": {name: statistics.quantiles(itertools.chain(*blocks), n=100)[98] for name, blocks in samples.items()},
+    return {"blocks": {name: list(map(statistics.median, taken)) for name, taken in samples.items()},
+            "p99": {name: statistics.quantiles(itertools.chain(*taken), n=100)[98] for name, taken in samples.items()},
             "server": server}  # fmt: skip
 
 
@@ -135,25 +139,25 @@ class Row(TypedDict):
     server: float
 
 
-def measure(size: int, iterations: int, names: list[str], *, threads: bool) -> dict[str, Row]:
-    """One run of these methods."""
+def measure(size: int, blocks: int, iterations: int, names: list[str], *, threads: bool) -> dict[str, Row]:
+    """One run of these methods: so many blocks of each, and iterations in a block."""
     record = tempfile.mkdtemp(prefix="coxless-bench-")
     try:
         with contextlib.ExitStack() as stack:
             servers = Servers(names, stack)
-            arguments = [(rank, size, servers, names, iterations, record) for rank in range(size)]
+            arguments = [(rank, size, servers, names, blocks, iterations, record) for rank in range(size)]
             results = in_processes(arguments, min(size, PROCESSES) if threads else size)
     finally:
         shutil.rmtree(record, ignore_errors=True)
     table: dict[str, Row] = {}
     for name in names:
-        blocks = list(map(statistics.median, zip(*(result["blocks"][name] for result in results), strict=True)))
+        medians = list(map(statistics.median, zip(*(result["blocks"][name] for result in results), strict=True)))
         table[name] = {
-            "blocks": blocks,
+            "blocks": medians,
             "to_floor": [],
-            "median": statistics.median(blocks),
+            "median": statistics.median(medians),
             "p99": statistics.median(result["p99"][name] for result in results),
-            "server": results[0]["server"][name] / (BLOCKS * iterations * size),
+            "server": results[0]["server"][name] / (blocks * iterations * size),
         }
     if FLOOR in table:
         for row in table.values():
@@ -165,9 +169,9 @@ def measure_all(size: int, iterations: int, names: list[str], *, threads: bool) 
     """Those on etcd in a run of their own, also with the floor: two clusters of three members, and as many clients again, are a company that
     the others do not have in use."""
     plain = [name for name in names if name not in ON_ETCD]
-    table = measure(size, iterations, plain, threads=threads)
+    table = measure(size, FEWER_BLOCKS if threads else BLOCKS, iterations, plain, threads=threads)
     if len(plain) < len(names):
-        on_etcd = measure(size, iterations, [FLOOR, *(name for name in names if name in ON_ETCD)], threads=threads)
+        on_etcd = measure(size, FEWER_BLOCKS, iterations, [FLOOR, *(name for name in names if name in ON_ETCD)], threads=threads)
         table |= {name: row for name, row in on_etcd.items() if name != FLOOR}
     return table
 
@@ -218,7 +222,10 @@ def in_processes(arguments: list[tuple[Any, ...]], processes: int) -> list[dict[
     help="Numbers of threads, a connection each, in 64 processes; empty: none.",
 )
 @click.option(
-    "--iterations", default=40, show_default=True, help=f"Iterations of a block; there are {BLOCKS} blocks of each method."
+    "--iterations",
+    default=40,
+    show_default=True,
+    help=f"Iterations of a block; there are {BLOCKS} blocks of each method ({FEWER_BLOCKS} with threads and on etcd).",
 )
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), default=Path("out/bench"), show_default=True)
 @click.option("--name", default="advance", show_default=True, help="Of the files that are written.")

@@ -1,5 +1,6 @@
 """The tables and the plot of the benchmarks: Markdown, SVG and PNG, from the numbers of one run."""
 
+import math
 import statistics
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,8 +23,10 @@ def times(row: Mapping[str, Any], base: Mapping[str, Any]) -> list[float]:
 
 
 def spread(ratios: list[float]) -> str:
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    """The median, and how far it can be trusted: so wide an interval holds the true one in 95 of 100 runs, whatever the distribution is."""
+    ordered, half = sorted(ratios), statistics.NormalDist().inv_cdf(0.975) * math.sqrt(len(ratios)) / 2
+    low = max(0, math.floor(len(ordered) / 2 - half))
+    return f"{statistics.median(ordered):.2f} ({ordered[low]:.2f} to {ordered[-1 - low]:.2f})"
 
 
 def show(title: str, rows: Mapping[str, Any]) -> None:
@@ -62,7 +65,7 @@ def markdown(data: dict[str, Any]) -> str:
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     lines += [
         "",
-        "| times as long, median (half of the blocks) | " + " | ".join(map(str, sizes)) + " |",
+        "| times as long, median of the blocks (its 95 % interval) | " + " | ".join(map(str, sizes)) + " |",
         "|---" * (len(sizes) + 1) + "|",
     ]
     for name, base in COMPARED:
