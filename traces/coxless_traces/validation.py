@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from coxless_model import itf
 
+from .guesses import with_guesses
 from .model_steps import enabled
 from .prefix import prefix_of
 from .recorded import FOREVER, LOCAL, Flaw, Item, read_recordings, text_of
@@ -58,7 +59,7 @@ def validate(folder: Path) -> Verdict:
     if not recordings:
         return Verdict(False, 0, 0, flaws=tuple(flaws), why="there are no recordings here")
     lives = map(seen.life_of, recordings)
-    search = Search(recordings, [FOREVER if life is None else life.seen_dead for life in lives], seen.losses)
+    search = Search(with_guesses(recordings), [FOREVER if life is None else life.seen_dead for life in lives], seen.losses)
     node = search.run()
     end = search.first() if node is None and search.deepest is None else node or search.deepest
     assert end is not None

@@ -1,0 +1,110 @@
+"""When an operation has most likely taken effect, which is what the search tries first.
+
+A line tells when an operation began and when its reply was there; of one without a reply it is only known that it was done when the next
+reply was there. While dozens of ranks found, or run out of patience together, all these times overlap, and to try all orders is hopeless.
+But the register goes forward, signatures become more and more, and who is woken was not before: whoever was shown less looked earlier.
+A deletion or a store loss makes an exception, so these are guesses, and any other order is tried after them.
+"""
+
+from bisect import bisect_left
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
+
+from coxless_model.environment import SPARED
+from coxless_model.records import Record
+from coxless_model.store import PROBE, THERE
+
+from .recorded import Item, Recording
+
+Key = tuple[Any, ...]
+Place = tuple[str, int, str]
+"""A file, a line, and which of the steps that it tells."""
+STEP = 2
+"""Between what was shown less and what was shown more; there is room for a write between them."""
+
+
+class Look(NamedTuple):
+    """An operation whose reply shows how far a key has come."""
+
+    place: Place
+    begin: int
+    end: int
+    shown: tuple[int, ...]
+    """Of one key, the more the later."""
+    seen: frozenset[Any]
+    """Which of the writes without a reply it shows."""
+
+
+def with_guesses(recordings: list[Recording]) -> list[Recording]:
+    """The recordings, with a guess at the moment of each operation where its times alone would mislead."""
+    looks: dict[Key, list[Look]] = defaultdict(list)
+    writes: dict[Key, list[Item]] = defaultdict(list)
+    for one in recordings:
+        for item in one.main:
+            if item.op is None or item.kind != "op":
+                continue
+            look = _look(item)
+            if look is not None:
+                looks[item.op[1]].append(look)
+            elif item.op[0] in ("append", "set") and item.op[1][0] in ("arrived", "full") and item.result != SPARED:
+                writes[item.op[1]].append(item)
+    likely = {place: moment for key, some in looks.items() for place, moment in _of_looks(some, writes[key])}
+    likely |= {place: moment for key, some in writes.items() for place, moment in _of_writes(some, looks[key], likely)}
+
+    def guessed(item: Item) -> Item:
+        moment = likely.get(_place(item))
+        return item if moment is None else item._replace(sent=moment)
+
+    return [one._replace(main=tuple(map(guessed, one.main))) for one in recordings]
+
+
+def _place(item: Item) -> Place:
+    return item.file, item.line, item.name
+
+
+def _look(item: Item) -> Look | None:
+    assert item.op is not None
+    what, (kind, *_), *arguments = item.op
+    seen: frozenset[Any] = frozenset()
+    if kind == "register" and isinstance(item.result, Record):
+        made = what == "compare_set" and item.result == arguments[1]
+        shown: tuple[int, ...] = (item.result.iteration, item.result.attention, not made)
+    elif (what, kind) == ("read", "arrived"):
+        seen = frozenset(() if item.result == PROBE else item.result)
+        shown = (len(seen),)
+    elif (what, kind) == ("wait", "full"):
+        seen = frozenset((1,) if item.result == THERE else ())
+        shown = (len(seen),)
+    else:
+        return None
+    return Look(_place(item), item.begin, item.end, shown, seen)
+
+
+def _of_looks(looks: list[Look], writes: Iterable[Item]) -> Iterator[tuple[Place, int]]:
+    """Each before those that were shown more, and before the end of the writes that it does not show, if it may have been."""
+    due = sorted((item.end, item.op[2]) for item in writes if item.op is not None and not item.unsure)
+    ends = [end for end, _ in due]
+    groups: dict[tuple[int, ...], list[Look]] = defaultdict(list)
+    for look in looks:
+        groups[look.shown].append(look)
+    later: list[tuple[int, int]] = []
+    for _, group in sorted(groups.items(), reverse=True):
+        settled = []
+        for look in group:
+            bounds = [likely for end, likely in later if end >= look.begin]
+            bounds += [next((end for end, what in due[bisect_left(ends, look.begin) :] if what not in look.seen), look.end)]
+            moment = min(look.end, min(bounds) - STEP)
+            settled.append((look.end, moment))
+            yield look.place, moment
+        later = settled
+
+
+def _of_writes(writes: list[Item], looks: list[Look], likely: dict[Place, int]) -> Iterator[tuple[Place, int]]:
+    """After the looks that do not show it, and before those that do."""
+    for item in writes:
+        assert item.op is not None
+        around = [look for look in looks if look.end >= item.begin and look.begin <= item.end]
+        after = max((likely[look.place] + 1 for look in around if item.op[2] not in look.seen), default=0)
+        before = min((likely[look.place] - 1 for look in around if item.op[2] in look.seen), default=item.end)
+        yield _place(item), min(max(item.likely, after), before)
