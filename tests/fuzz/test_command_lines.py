@@ -12,6 +12,7 @@ from coxless import server, supervisor
 from coxless.binding import bind
 from coxless.cli import main
 from coxless_model import commands as model_commands
+from coxless_model import corpus
 
 COSTLY = ("verify", "cover", "mutants")
 """What these do takes minutes: here they only read their arguments."""
@@ -33,7 +34,7 @@ def nothing_lasts(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
     for name in ("explore", "simulate", "check_liveness"):
         monkeypatch.setattr(model_commands, name, _interrupted)
     monkeypatch.setattr(model_commands, "fault_scenarios", lambda *_, **__: iter(()))
-    monkeypatch.setattr(model_commands.corpus, "entries", lambda: ())
+    monkeypatch.setattr(corpus, "entries", lambda: ())
     context = click.Context(main)
     for name in COSTLY:
         command = main.get_command(context, name)

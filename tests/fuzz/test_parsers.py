@@ -23,6 +23,7 @@ from coxless.store import parse_address
 from coxless.training.sealed import seal, unseal
 from coxless.training.transfer import CorruptStateError, pack, tensors_of, unpack
 from coxless_model import itf
+from coxless_model.results import Trace
 from coxless_model.two_phase_commit import TwoPhaseCommit
 
 MANY = settings(settings.get_profile("ci"), max_examples=200)
@@ -292,7 +293,7 @@ def test_a_value_of_the_model_comes_back(value: object) -> None:
     assert itf.decode(json.loads(json.dumps(itf.encode(value)))) == value
 
 
-GOOD = json.loads(itf.dumps(itf.trace_file(TwoPhaseCommit(2), itf.Trace((TwoPhaseCommit(2).initial(),), ()), title="t")))
+GOOD = json.loads(itf.dumps(itf.trace_file(TwoPhaseCommit(2), Trace((TwoPhaseCommit(2).initial(),), ()), title="t")))
 
 
 @MANY

@@ -27,9 +27,9 @@ QUICK: dict[str, Any] = {
 }
 
 
-def in_threads(size: int, body: Callable[[int], object]) -> list[object]:
+def in_threads(size: int, body: Callable[[int], T]) -> list[T]:
     """Run body(rank) for each rank in a thread of its own; returns what each returned, or raises what the first one raised."""
-    results: list[object] = [None] * size
+    results: dict[int, T] = {}
     errors: list[BaseException] = []
 
     def run(rank: int) -> None:
@@ -46,7 +46,7 @@ def in_threads(size: int, body: Callable[[int], object]) -> list[object]:
         assert not thread.is_alive(), "a rank hangs"
     if errors:
         raise errors[0]
-    return results
+    return [results[rank] for rank in range(size)]
 
 
 def stopped(pid: int) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import coxless
 from coxless import keys
 from coxless.iteration import Iteration
-from coxless.records import parse_record
+from coxless.records import Member, parse_record
 from coxless_traces.proxy import Proxy
 
 from .crews import in_threads
@@ -55,7 +55,7 @@ def run(proxy: Proxy, direct: Any) -> list[Life]:
     def body(rank: int) -> list[Life]:
         return [member(0, LAST)] if rank == 0 else [member(1, 3), member(1, None)]
 
-    return [life for lives in in_threads(2, body) for life in lives]  # type: ignore[attr-defined]
+    return [life for lives in in_threads(2, body) for life in lives]
 
 
 def finish(life: Life, crew: coxless.Crew) -> None:
@@ -75,7 +75,7 @@ def _until_attention(direct: Any) -> None:
 def assert_agreed(lives: Sequence[Life], last: int = LAST) -> None:
     """What the members saw is the same record, one for each iteration, in order, and none is missing up to the last (S1, S2, S5). An
     update counts if, and only if, all that went on from it to the next iteration voted that their step was good (S8)."""
-    records: dict[int, tuple[object, ...]] = {}
+    records: dict[int, tuple[str, tuple[Member, ...], bool, Member | None]] = {}
     votes: dict[int, list[bool]] = {}
     for life in lives:
         numbers = [iteration.number for iteration in life.seen]

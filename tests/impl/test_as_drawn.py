@@ -6,7 +6,7 @@ import pytest
 import torch.distributed as dist
 
 import coxless
-from coxless.as_drawn import AsDrawnRank, advance, handle_rank_restart
+from coxless.as_drawn import AsDrawnRank, Steps, advance, handle_rank_restart
 from coxless.server import StoreServer
 
 LONG, SHORT = timedelta(seconds=30), timedelta(seconds=0.5)
@@ -94,16 +94,17 @@ def test_a_winner_that_dies_before_it_signals_leaves_the_others_waiting_for_ever
         a.runner._run(_rest(a), SHORT)
 
 
-def _rest(rank: Stepper) -> object:
+def _rest(rank: Stepper) -> Steps:
     """The generator of a rank that has begun, from where it stands."""
 
-    def steps() -> object:
+    def steps() -> Steps:
         reply = yield rank.operation
         while True:
             try:
                 operation = rank.steps.send(reply)
             except StopIteration as stop:
-                return stop.value
+                number: int = stop.value
+                return number
             reply = yield operation
 
     return steps()

@@ -9,6 +9,7 @@ import pytest
 
 import coxless
 from coxless import Crew, connection, keys
+from coxless.client import has_native_barrier
 from coxless.connection import Connection
 from coxless.errors import CorruptStoreError, UnfitStoreError
 
@@ -22,8 +23,9 @@ SHORT, LONG = timedelta(milliseconds=50), timedelta(seconds=30)
 def with_old_torch(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[], Any]], Any]:
     """Calls something as it would go with a torch that has no barrier command: on this thread, for the time of the call."""
     old = threading.local()
-    has = connection.has_native_barrier  # type: ignore[attr-defined]
-    monkeypatch.setattr(connection, "has_native_barrier", lambda store: has(store) and not getattr(old, "torch", False))
+    monkeypatch.setattr(
+        connection, "has_native_barrier", lambda store: has_native_barrier(store) and not getattr(old, "torch", False)
+    )
 
     def call(action: Callable[[], Any]) -> Any:
         old.torch = True

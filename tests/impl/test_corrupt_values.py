@@ -287,7 +287,7 @@ def test_a_foreign_number_in_a_count_opens_or_closes_a_barrier_but_decides_nothi
         store.set(keys.count(1), text)
         for number in (2, 3):
             iterations = in_threads(2, lambda rank: crews[rank].advance())
-            assert [(i.number, i.epoch) for i in iterations] == [(number, iterations[0].epoch)] * 2  # type: ignore[attr-defined]
+            assert [(i.number, i.epoch) for i in iterations] == [(number, iterations[0].epoch)] * 2
 
 
 def test_a_foreign_sign_that_an_iteration_is_over_does_not_keep_a_rank_busy(server: StoreServer, store: Any) -> None:
@@ -303,7 +303,7 @@ def test_a_foreign_sign_that_an_iteration_is_over_does_not_keep_a_rank_busy(serv
         assert looks.count("read_register") <= 1.0 / 0.020 + 2
         crew._timeout = 60.0
         iterations = in_threads(2, lambda rank: (crew, other)[rank].advance())
-        assert [i.number for i in iterations] == [2, 2]  # type: ignore[attr-defined]
+        assert [i.number for i in iterations] == [2, 2]
 
 
 def test_a_foreign_key_does_not_end_the_heartbeats(server: StoreServer, store: Any) -> None:
@@ -359,7 +359,7 @@ class Spoilt(MemoryStore):
     spoil_at = -1
     text = "another program's"
     asked = 0
-    spoilt: Operation | None = None
+    spoilt: Read | CompareSet | None = None
 
     def perform(self, operation: Operation) -> object:
         reply = super().perform(operation)
@@ -410,10 +410,10 @@ def _errors(spoil_at: int, text: str) -> tuple[Spoilt, list[Exception]]:
     store.spoil_at, store.text = spoil_at, text
     ranks: list[Rank] = []
     errors: list[Exception] = []
-    resume = Rank._resume
+    original = Rank._resume
 
-    def noting(self: Rank, action: Callable[[], Operation]) -> None:
-        resume(self, action)
+    def noting(self: Rank, resume: Callable[[], Operation]) -> None:
+        original(self, resume)
         ranks.append(self)
         if self.error is not None:
             errors.append(self.error)
@@ -425,7 +425,7 @@ def _errors(spoil_at: int, text: str) -> tuple[Spoilt, list[Exception]]:
     except CorruptStoreError:
         pass
     finally:
-        Rank._resume = resume  # type: ignore[method-assign]
+        Rank._resume = original  # type: ignore[method-assign]
     return store, errors
 
 

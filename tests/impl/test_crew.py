@@ -11,6 +11,7 @@ import torch.distributed as dist
 
 import coxless
 from coxless import fault, keys
+from coxless.records import Member
 from coxless_traces import mapping
 
 from ..conftest import needs_native_barrier
@@ -74,7 +75,7 @@ def test_the_fast_path_costs_two_commands_a_rank_whose_size_does_not_grow(addres
                     beat()
                     beaten.set()
 
-                crew._housekeeper._beat_if_due = beat_and_tell
+                crew._housekeeper._beat_if_due = beat_and_tell  # type: ignore[method-assign]
                 crew.advance()
                 assert beaten.wait(60), "the only heartbeat within these iterations"
                 begin.wait(60)
@@ -163,7 +164,7 @@ def test_restarts_leave_few_keys(address: str, kind: str) -> None:
 def test_the_world_grows_by_ranks_that_join_later(address: str) -> None:
     grown: list[int] = []
 
-    def body(rank: int) -> object:
+    def body(rank: int) -> tuple[Member, ...] | None:
         with crew_of(address, rank, 2 if rank < 2 else 5) as crew:
             for iteration in crew.iterations():
                 grown.append(iteration.world_size)
@@ -172,6 +173,7 @@ def test_the_world_grows_by_ranks_that_join_later(address: str) -> None:
         return None
 
     views = in_threads(5, body)
+    assert views[0] is not None
     assert [member.rank for member in views[0]] == [0, 1, 2, 3, 4]
     assert all(view == views[0] for view in views)
 

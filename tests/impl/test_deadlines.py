@@ -195,7 +195,7 @@ def test_each_call_ends_by_its_own_deadline(fault: str, monkeypatch: pytest.Monk
                 if thread.name == "coxless-connect":
                     thread.join(30)
 
-        outcomes: list[Outcome] = [one for both in in_threads(len(names) + 1, body) for one in both]  # type: ignore[attr-defined]
+        outcomes: list[Outcome] = [one for both in in_threads(len(names) + 1, body) for one in both]
         until_no_attempt_is_left()
 
     wrong = []

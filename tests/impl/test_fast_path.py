@@ -79,7 +79,8 @@ def path_of(driver: Driver) -> Path:
     """The fast path, called with a number as `Crew.advance` calls it with its iteration."""
     state = driver.state
     present = iteration_from(Decision(state.record, state.listed, state.me), None)
-    fast = fast_path(driver, SimpleNamespace(delete=state.deletions.extend), present, timeout=LATER)
+    housekeeper: Any = SimpleNamespace(delete=state.deletions.extend)
+    fast = fast_path(driver, housekeeper, present, timeout=LATER)
 
     def from_number(number: int, began: float) -> Iteration | None:
         nonlocal present
@@ -138,7 +139,7 @@ def test_it_takes_the_steps_of_the_generator(fail_at: tuple[str, str] | None) ->
 
 
 def _is_wake(entry: tuple[Any, ...]) -> bool:
-    return entry[0] == "set" and entry[1].endswith(":full")
+    return bool(entry[0] == "set" and entry[1].endswith(":full"))
 
 
 def test_the_winner_wakes_nobody_while_no_patience_can_have_run_out() -> None:

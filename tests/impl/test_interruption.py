@@ -78,7 +78,7 @@ def test_at_every_line_of_an_advance(ok: bool, generator: bool) -> None:
 
     thread = threading.Thread(target=other, daemon=True)
     thread.start()
-    struck = []
+    struck: list[str] = []
     with coxless.join(store, rank=0, **options) as crew:
         if generator:
             crew._driver.watchers.append(lambda state, operation, reply: None)
@@ -110,7 +110,7 @@ def test_at_every_line_of_an_advance(ok: bool, generator: bool) -> None:
 
 
 def test_at_every_line_of_founding() -> None:
-    struck = []
+    struck: list[str] = []
     while True:
         store = dist.HashStore()
         with coxless.join(store, rank=0, world_size=1, **QUICK) as crew:

@@ -77,9 +77,9 @@ def test_a_long_run_with_random_cuts_loses_and_repeats_nothing(
             over.set()
             cutter.join(30)
         lasted = time.monotonic() - began
-    assert [life.seen[-1].number for life in lives] == [LAST + 1] * RANKS  # type: ignore[attr-defined]
-    assert_agreed(lives, LAST)  # type: ignore[arg-type]
-    assert all(one.world_size == RANKS for life in lives for one in life.seen)  # type: ignore[attr-defined]
+    assert [life.seen[-1].number for life in lives] == [LAST + 1] * RANKS
+    assert_agreed(lives, LAST)
+    assert all(one.world_size == RANKS for life in lives for one in life.seen)
     assert cuts[0] >= 5
     began = time.monotonic()
     verdict = validate(tmp_path)

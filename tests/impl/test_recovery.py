@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from typing import Any
 
 import pytest
@@ -76,7 +77,7 @@ def test_the_others_go_on_within_a_second_after_a_rank_is_killed() -> None:
     ) as supervisor:
         moment = time.monotonic()
         for victim in VICTIMS:
-            member = until(supervisor, lambda moment=moment: complete(log, moment))[victim]
+            member = until(supervisor, partial(complete, log, moment))[victim]
             moment = time.monotonic()
             assert supervisor.kill(victim)
             others = [rank for rank in range(RANKS) if rank != victim]
@@ -84,7 +85,10 @@ def test_the_others_go_on_within_a_second_after_a_rank_is_killed() -> None:
             def first(rank: int, moment: float = moment, member: str = member) -> Any:
                 return next((line for line in log.since(moment, rank) if member not in line[3]), None)
 
-            until(supervisor, lambda first=first, others=others: all(first(rank) for rank in others))
+            def all_went_on(first: Callable[[int], Any] = first, others: list[int] = others) -> bool:
+                return all(first(rank) for rank in others)
+
+            until(supervisor, all_went_on)
             lines = [first(rank) for rank in others]
             assert all(committed for _, _, committed, _ in lines), "all three that went on voted ok"
             assert len({number for _, number, _, _ in lines}) == 1

@@ -118,6 +118,8 @@ def test_a_store_that_stays_away_costs_no_state(server: StoreServer, phase: str)
             joined.wait(60)
             crew._driver.watchers.append(lambda state, operation, reply: strike(operation.step, state.record.iteration, number))
 
+            before: State
+
             def at(name: str, iteration: Any, rank: Rank) -> None:
                 nonlocal before
                 if name == "applied":
@@ -135,7 +137,7 @@ def test_a_store_that_stays_away_costs_no_state(server: StoreServer, phase: str)
                         continue  # the machine is slow: once again
                     return Outcome(error, time.monotonic() - died[0], rank, before)
 
-    outcomes: list[Any] = in_threads(SIZE, body)
+    outcomes = in_threads(SIZE, body)
     by_position: dict[int, State] = {}
     for outcome in outcomes:
         assert type(outcome.error) is StoreUnreachableError

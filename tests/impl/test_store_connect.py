@@ -8,6 +8,7 @@ import sys
 import threading
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from torch.distributed import FileStore, HashStore, PrefixStore, Store, TCPStore
@@ -241,7 +242,7 @@ def test_a_server_without_libuv_is_refused_whatever_the_client_says(client_says:
 
 
 def test_an_unknown_store_is_refused() -> None:
-    class Own(Store):
+    class Own(Store):  # type: ignore[misc]  # torch's types are not followed
         pass
 
     with pytest.raises(UnfitStoreError, match="Own is not known to wake its waiters"):
@@ -255,8 +256,17 @@ def test_a_rank_makes_three_clients(server: StoreServer, monkeypatch: pytest.Mon
     """The one that is given, the training thread's, the heartbeat's. Each looks up a host name when it is made, which may take a second."""
     made: list[str] = []
     clone, init = Store.clone, TCPStore.__init__
-    monkeypatch.setattr(TCPStore, "clone", lambda self: (made.append("clone"), clone(self))[1], raising=False)
-    monkeypatch.setattr(TCPStore, "__init__", lambda self, *a, **k: (made.append("new"), init(self, *a, **k))[1])
+
+    def cloned(self: TCPStore) -> Store:
+        made.append("clone")
+        return clone(self)
+
+    def new(self: TCPStore, *arguments: Any, **options: Any) -> None:
+        made.append("new")
+        init(self, *arguments, **options)
+
+    monkeypatch.setattr(TCPStore, "clone", cloned, raising=False)
+    monkeypatch.setattr(TCPStore, "__init__", new)
     with crew_of(server.address, 0, 1) as crew:
         crew.advance()
     assert sorted(made) == ["clone", "clone", "new"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 
 import pytest
-from torch.distributed import TCPStore
+from torch.distributed import Store, TCPStore
 
 import coxless
 from coxless import Crew
@@ -82,8 +82,13 @@ def test_a_connection_whose_server_is_stopped_is_made_once_it_runs_again_and_not
     connection = Connection(coxless.connect(server.address))
     stopped(server.pid)
     connection.shut_down()
-    attempts = []
-    monkeypatch.setattr("coxless.connection.fresh_client", lambda origin: (attempts.append(origin), fresh_client(origin))[1])
+    attempts: list[Store] = []
+
+    def counted(origin: Store) -> Store:
+        attempts.append(origin)
+        return fresh_client(origin)
+
+    monkeypatch.setattr("coxless.connection.fresh_client", counted)
     for _ in range(5):
         with pytest.raises(StoreUnreachableError, match="accepts connections but does not answer"):
             connection.reconnect(time.monotonic() + 0.2)
@@ -130,7 +135,7 @@ def test_a_store_that_hangs_while_it_lists_its_keys_does_not_stop_the_process(
 def test_a_store_that_hangs_while_it_is_asked_what_it_is_is_not_refused(
     server: StoreServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked = []
+    asked: list[subprocess.Popen[bytes]] = []
 
     def asking(client: TCPStore) -> None:
         if not asked:
@@ -150,7 +155,7 @@ class Closing(Connection):
     kept: socket.socket | None = None
 
     @property
-    def _socket(self) -> socket.socket | None:  # type: ignore[override]
+    def _socket(self) -> socket.socket | None:
         found, self.kept = self.kept, None
         return found
 

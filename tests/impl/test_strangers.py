@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pytest
 
@@ -68,7 +68,8 @@ class Assault(NamedTuple):
 def assault(address: tuple[str, int], *, seed: int = 6) -> Assault:
     """Ten thousand messages: over connections that are closed at once, and some that are left open in the middle of a command."""
     chance = random.Random(seed)
-    sent, slow = 0, []
+    sent = 0
+    slow: list[socket.socket] = []
     while sent < MESSAGES:
         with ExitStack() as stack:
             many = [stack.enter_context(socket.create_connection(address, timeout=30)) for _ in range(50)]
@@ -117,7 +118,7 @@ def crew_goes_on_during(address: str, attack: Callable[[], Assault]) -> Assault:
         return seen
 
     last: list[int] = []
-    runs: list[Any] = in_threads(3, body)
+    runs = in_threads(3, body)
     thread.join(60)
     longest = max(runs, key=len)
     for run in runs:

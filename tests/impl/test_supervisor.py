@@ -308,9 +308,13 @@ def test_a_line_without_an_end_is_cut() -> None:
 def test_a_reader_that_never_reads_blocks_no_rank(server: StoreServer) -> None:
     """Our own output hangs; the ranks print more than a pipe holds and end all the same."""
     hanging = threading.Event()
+
+    def hang(rank: int, stream: str, line: str) -> None:
+        hanging.wait(PATIENCE)
+
     watch = Watch()
     supervisor = supervise(watch, "print('x' * 10_000_000)", server)
-    supervisor._on_line = lambda *_: hanging.wait(PATIENCE) and None
+    supervisor._on_line = hang
     try:
         supervisor.start()
         watch.until(supervisor, supervisor.poll)

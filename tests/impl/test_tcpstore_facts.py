@@ -44,7 +44,8 @@ def store(request: pytest.FixtureRequest, server: StoreServer, tmp_path: Path) -
 
 
 def is_there(store: Store, key: str) -> bool:
-    return store.check([key])
+    there: bool = store.check([key])
+    return there
 
 
 # -- compare_set

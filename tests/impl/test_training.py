@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from functools import partial
 from typing import Any
 
 import pytest
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.usefixtures("loopback")
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_a_crew_trains_like_one_process(store: Any, size: int) -> None:
     harbour = Harbour(store, size)
-    runs = together([lambda rank=rank: train(harbour, rank, 12) for rank in range(size)])
+    runs = together([partial(train, harbour, rank, 12) for rank in range(size)])
     assert_same_weights(runs, 12, seed=100)
     # Founding, and one iteration for each update.
     assert harbour.number == 13
@@ -53,8 +54,12 @@ def test_a_step_whose_collective_fails_is_tried_again(store: Any, bucket: int) -
 
     count = iter(range(100))
     failed: list[int] = []
-    note = lambda name, iteration, crew: failed.append(iteration.number) if name == "failed" else None  # noqa: E731
-    runs = together([lambda rank=rank: train(harbour, rank, 10, at=die if rank == 2 else note) for rank in range(4)])
+
+    def note(name: str, iteration: Any, crew: Crew) -> None:
+        if name == "failed":
+            failed.append(iteration.number)
+
+    runs = together([partial(train, harbour, rank, 10, at=die if rank == 2 else note) for rank in range(4)])
     assert isinstance(runs.pop(2), Killed)
     assert set(failed) == {5}
     assert_same_weights(runs, 10, seed=100)
@@ -192,6 +197,7 @@ def test_a_failed_step_leaves_the_buffers_as_they_were(store: Any) -> None:
 
         def refuse(name: str, iteration: Any, details: Any) -> None:
             if name == "bucket" and iteration.number == 3 and number == 1:
+                assert trainer._group is not None
                 trainer._group.close()  # what a broken connection does
 
         trainer = DataParallel(crew, model, optimizer, observer=refuse, timeout=TIMEOUT)
@@ -257,7 +263,7 @@ def test_buffers_of_an_update_that_counts_stay_when_the_next_group_cannot_be_mad
             loss_of(model, step.shard(batch_at(step.position, samples=SAMPLES, batch_size=BATCH))).backward()
         return model
 
-    first, second, _ = together([lambda number=number: rank(number) for number in range(3)])
+    first, second, _ = together([partial(rank, number) for number in range(3)])
     assert failed
     assert digest(first) == digest(second)
     assert first[1].num_batches_tracked.item() == 6

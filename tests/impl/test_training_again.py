@@ -84,14 +84,14 @@ def test_an_older_call_is_over() -> None:
             next(older)
 
 
-class Interrupted(torch.optim.SGD):
+class Interrupted(torch.optim.SGD):  # type: ignore[misc]  # torch's types are not followed
     """Ctrl-C strikes once, in the middle of an update."""
 
     def __init__(self, *arguments: Any, at: int, **options: Any) -> None:
         super().__init__(*arguments, **options)
         self.left = at
 
-    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+    def step(self, closure: Any = None) -> None:
         self.left -= 1
         if self.left == 0:
             with torch.no_grad():

@@ -56,7 +56,12 @@ class Once:
 
 def restart(server: StoreServer) -> Once:
     """Kill the server, and start it again: empty, on the same port."""
-    return Once(lambda: (server.kill(), server.start()))
+
+    def again() -> None:
+        server.kill()
+        server.start()
+
+    return Once(again)
 
 
 def three_train(server: StoreServer, strike: Callable[[str, Any, Rank], None]) -> None:
@@ -135,6 +140,8 @@ def test_a_store_that_is_lost_while_a_process_group_is_made_costs_no_update(serv
     coming, lock = [0, 0], threading.Lock()
 
     def body(number: int) -> Rank:
+        made = 0
+
         def make(store: dist.Store, index: int, size: int, timeout: timedelta) -> Any:
             nonlocal made
             made += 1
@@ -145,7 +152,6 @@ def test_a_store_that_is_lost_while_a_process_group_is_made_costs_no_update(serv
                 now()
             return make_gloo(store, index, size, timeout)
 
-        made = 0
         with crew_of(server.address, number, 3) as crew:
             rank = Rank(crew, options={"backend": make, "timeout": timedelta(seconds=20)})
             for step in rank.trainer.steps(TOTAL):

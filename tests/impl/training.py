@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -148,10 +149,10 @@ def together(bodies: list[Callable[[], object]], timeout: float = 60) -> list[An
 
 def with_groups(store: Any, size: int, body: Callable[[EpochGroup], object], **options: Any) -> list[Any]:
     def rank(index: int) -> object:
-        settings = {"watch": lambda: None, "background": Background(), "timeout": TIMEOUT} | options
+        settings: dict[str, Any] = {"watch": lambda: None, "background": Background(), "timeout": TIMEOUT} | options
         return body(open_group(store, "e", index, size, **settings))
 
-    return together([lambda index=index: rank(index) for index in range(size)])
+    return together([partial(rank, index) for index in range(size)])
 
 
 def digest(model: nn.Module) -> str:
@@ -255,7 +256,7 @@ class Rank:
         return digest(self.model)
 
 
-def same_as_alone(ranks: list[Any], total: int) -> None:
+def same_as_alone(ranks: list[Rank], total: int) -> None:
     """The weights are those of one process that makes the same updates. (Rank 0 gives the first state.)"""
     assert len({rank.check(total) for rank in ranks}) == 1
     for mine, reference in zip(ranks[0].model.parameters(), alone(ranks[0].applied, seed=0).parameters(), strict=True):

@@ -8,7 +8,7 @@ import pytest
 
 from coxless_model import clause, corpus, itf
 from coxless_model.deaths import as_file, death
-from coxless_model.drawn import FLAWS
+from coxless_model.drawn import FLAWS, Flaw
 from coxless_model.machine import violations
 from coxless_model.mutants import MUTANTS, by_name
 
@@ -29,7 +29,7 @@ LENGTHS = {
 
 
 @pytest.mark.parametrize("flaw", FLAWS, ids=lambda flaw: flaw.name)
-def test_each_flaw_of_the_drawn_protocol_has_its_shortest_trace(flaw: corpus.Flaw) -> None:
+def test_each_flaw_of_the_drawn_protocol_has_its_shortest_trace(flaw: Flaw) -> None:
     trace = corpus.shortest(flaw)
     assert len(trace.actions) == LENGTHS[flaw.name]
     assert itf.deviation(trace.system, trace) is None

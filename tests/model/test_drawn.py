@@ -8,7 +8,7 @@ from coxless_model.explore import explore
 from coxless_model.machine import describe
 
 
-def test_the_first_rank_to_start_trains_alone():
+def test_the_first_rank_to_start_trains_alone() -> None:
     result = explore(drawn(2, 1))
     found = next(each for each in result.counterexamples if each.property == "S3")
     assert found.wrong == "iteration 1 is decided before a rank that was never seen has arrived"
@@ -23,11 +23,11 @@ def test_the_first_rank_to_start_trains_alone():
 
 
 @pytest.mark.parametrize("name", ["S1", "S2", "S3", "S4", "S5", "L1"])
-def test_it_breaks_every_promise(name):
+def test_it_breaks_every_promise(name: str) -> None:
     assert explore(drawn(2, 2), properties=[name]).counterexamples
 
 
-def test_the_arrival_that_counts_is_of_an_incarnation_that_has_died():
+def test_the_arrival_that_counts_is_of_an_incarnation_that_has_died() -> None:
     trace = shortest(next(flaw for flaw in FLAWS if flaw.name == "arrival_of_a_dead_incarnation"))
     taken = [(action["rank"], action["name"]) for action in trace.actions]
     assert taken.index((0, "signal_arrival")) < taken.index((0, "crash")) < taken.index((0, "restart"))

@@ -85,7 +85,10 @@ def test_a_situation_may_depend_on_more_than_its_step_does() -> None:
     class Late(TwoPhaseCommit):
         @property
         def situations(self) -> tuple[Situation, ...]:
-            return (Situation("late", self.late), Situation("too late", lambda *step: self.late(*step, number=3)))
+            return (
+                Situation("late", self.late),
+                Situation("too late", lambda before, action, after: self.late(before, action, after, number=3)),
+            )
 
         @staticmethod
         def late(before: State, action: Action, after: State, number: int = 2) -> bool:

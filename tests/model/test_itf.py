@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from coxless_model import itf
-from coxless_model.bounds import configured
+from coxless_model.bounds import configuration, configured
 from coxless_model.drawn import drawn
 from coxless_model.environment import hardened
 from coxless_model.explore import explore
@@ -42,7 +42,7 @@ def test_a_file_comes_back(tmp_path: Path) -> None:
     "system", [drawn(2, 2, crashes=1), hardened(2, 2, crashes=1, restarts=1, join_timeouts=2), TwoPhaseCommit(3)]
 )
 def test_every_system_can_be_built_from_its_trace(system: System) -> None:
-    again = configured(json.loads(json.dumps(itf.configuration(system))))
+    again = configured(json.loads(json.dumps(configuration(system))))
     assert again == system
 
 

@@ -3,6 +3,7 @@
 import random
 import subprocess
 import sys
+from collections.abc import Iterator
 from itertools import permutations
 
 import pytest
@@ -24,10 +25,10 @@ FAULTS = {
     "join_timeouts": 1,
     "spared_wakes": 1,
 }
-SYSTEMS: tuple[System, ...] = (hardened(3, 3, **FAULTS), drawn(3, 3, crashes=2, restarts=2, skews=1))
+SYSTEMS: tuple[System, ...] = (hardened(3, 3, missing=(), **FAULTS), drawn(3, 3, crashes=2, restarts=2, skews=1))
 
 
-def walk(system: System, seed: int, steps: int = 400):
+def walk(system: System, seed: int, steps: int = 400) -> Iterator[State]:
     """States of a random run, started again now and then."""
     choices = random.Random(seed)
     state = system.initial()
@@ -38,7 +39,7 @@ def walk(system: System, seed: int, steps: int = 400):
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
-def test_an_action_has_one_successor(system):
+def test_an_action_has_one_successor(system: System) -> None:
     for state in walk(system, seed=1):
         actions = enabled(system, state)
         assert len(set(actions)) == len(actions)
@@ -47,7 +48,7 @@ def test_an_action_has_one_successor(system):
 
 
 @pytest.mark.parametrize("system", SYSTEMS, ids=lambda system: system.name)
-def test_renaming_the_ranks_and_then_stepping_is_stepping_and_then_renaming(system):
+def test_renaming_the_ranks_and_then_stepping_is_stepping_and_then_renaming(system: System) -> None:
     choices = random.Random(2)
     for state in walk(system, seed=2):
         perm = choices.choice(list(permutations(range(len(state.ranks)))))
@@ -62,20 +63,20 @@ def permuted(system: System, state: State, perm: tuple[int, ...]) -> State:
     return State(system.permute_shared(state.shared, perm), tuple(locals_[rank] for rank in sorted(locals_)))
 
 
-def test_an_action_that_is_not_enabled_is_refused_with_what_is():
+def test_an_action_that_is_not_enabled_is_refused_with_what_is() -> None:
     system = hardened(2, 1)
     with pytest.raises(ValueError, match=r"rank 0: arrive .* is not enabled; enabled: rank 0: take_incarnation add"):
         apply(system, system.initial(), Action(0, "arrive", ("add", ("count", 0), 1), 1))
 
 
-def test_a_run_is_its_actions():
+def test_a_run_is_its_actions() -> None:
     system = hardened(2, 1)
     first = enabled(system, system.initial())[0]
     assert describe(first) == "rank 0: take_incarnation add(('incarnation', 0), 1) -> 1"
     assert run(system, [first]).ranks[0].processes[0].at == "create_register"
 
 
-def test_the_order_of_hashing_does_not_matter():
+def test_the_order_of_hashing_does_not_matter() -> None:
     program = (
         "from coxless_model.environment import hardened; from coxless_model.machine import successors, describe\n"
         "s = hardened(2, 2, crashes=1, restarts=1, suspicions=1, lost_replies=1, join_timeouts=1); state = s.initial(); out = []\n"

@@ -16,7 +16,7 @@ EVERY_FAULT = dict.fromkeys((name for name in Budgets._fields if name != "clock_
 
 
 def test_the_hardened_protocol_stands(tmp_path: Path) -> None:
-    check(hardened(3, 3, **EVERY_FAULT), settings(), tmp_path)
+    check(hardened(3, 3, missing=(), **EVERY_FAULT), settings(), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -32,7 +32,7 @@ def test_a_failure_is_shrunk_to_a_trace_that_replays(system: System, tmp_path: P
 
 
 def test_there_is_a_rule_for_each_step_and_an_invariant_for_each_property(tmp_path: Path) -> None:
-    system = hardened(2, 2, **EVERY_FAULT)
+    system = hardened(2, 2, missing=(), **EVERY_FAULT)
     machine = state_machine(system, tmp_path)
     for name in (*expected_actions(system), "another_step", "property_S1", "property_L3"):
         assert hasattr(machine, name)

@@ -10,7 +10,7 @@ import pytest
 from coxless_model.drawn import drawn
 from coxless_model.environment import hardened
 from coxless_model.explore import Search, explore
-from coxless_model.machine import Action, Invariant, State, Step, System, apply, enabled, run, successors
+from coxless_model.machine import Action, Goal, Invariant, Situation, State, Step, System, apply, enabled, run, successors
 from coxless_model.mutants import MUTANTS, Mutant
 from coxless_model.packed import Packed
 from coxless_model.results import NO_LIMITS, Verdict
@@ -103,9 +103,17 @@ class Thinkers(NamedTuple):
     interrupted: bool = False
     """Once somebody has spoken, the others may stop thinking: thinking alone is then not all that they can do."""
 
-    name = "thinkers"
-    situations = ()
-    goals = ()
+    @property
+    def name(self) -> str:
+        return "thinkers"
+
+    @property
+    def situations(self) -> tuple[Situation, ...]:
+        return ()
+
+    @property
+    def goals(self) -> tuple[Goal, ...]:
+        return ()
 
     @property
     def invariants(self) -> tuple[Invariant, ...]:

@@ -51,13 +51,13 @@ def replayed(path: Path, store: Target, without_the_last: int = 0) -> list[str]:
     return decisions.twice()
 
 
-def test_there_is_a_trace_for_each_part():
+def test_there_is_a_trace_for_each_part() -> None:
     assert set(TRACES) == set(DAMAGE)
     assert sorted(FOLDER.glob("*.itf.json")) == sorted(TRACES.values())
 
 
 @pytest.mark.parametrize("name", TRACES)
-def test_the_library_decides_an_iteration_twice_on_a_real_store(store, name):
+def test_the_library_decides_an_iteration_twice_on_a_real_store(store: Target, name: str) -> None:
     (seen,) = replayed(TRACES[name], store)
     number = DAMAGE[name]
     first, second = seen.split("; and ")
@@ -67,11 +67,11 @@ def test_the_library_decides_an_iteration_twice_on_a_real_store(store, name):
 
 
 @pytest.mark.parametrize("name", TRACES)
-def test_before_the_second_decision_there_is_nothing_to_be_seen(name):
+def test_before_the_second_decision_there_is_nothing_to_be_seen(name: str) -> None:
     assert replayed(TRACES[name], Memory(), without_the_last=1) == []
 
 
-def test_the_story_and_the_damage_are_told():
+def test_the_story_and_the_damage_are_told() -> None:
     result = CliRunner().invoke(replay, [str(TRACES["the_only_rank_that_knew_is_suspected"]), "--target", "memory"])
     assert result.exit_code == 0, result.output
     assert "The clause asks: that rank is not suspected meanwhile. Here: rank 1 decides iteration 2" in result.output
@@ -79,7 +79,7 @@ def test_the_story_and_the_damage_are_told():
     assert "28 steps, no difference\nSeen on the store: iteration 2 was decided 2 times" in result.output
 
 
-def test_a_trace_whose_damage_is_not_seen_is_a_failure(monkeypatch):
+def test_a_trace_whose_damage_is_not_seen_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Decisions, "look", lambda self: None)
     result = CliRunner().invoke(replay, [str(TRACES["the_only_rank_that_knew_crashes"]), "--target", "memory", "--quiet"])
     assert result.exit_code == 1

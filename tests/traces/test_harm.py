@@ -2,6 +2,7 @@
 seen from the outside: in the register, in the lists, and in what each rank is told. (test_failure_traces.py has the harm under the
 schedules of the drawn protocol, in which nobody is suspected, no step fails, and no rank has two processes.)"""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,7 +32,7 @@ HARM = {
 
 
 @pytest.fixture(scope="module")
-def store():
+def store() -> Iterator[Target]:
     with target("tcp") as running:
         yield running
 
@@ -68,15 +69,19 @@ def watched(system: Hardened, steps: tuple[Step, ...], store: Target) -> None:
 
 
 @pytest.mark.parametrize(("guard", "promise"), HARM.items())
-def test_the_harm_of_a_mutant_is_seen_from_outside(guard, promise, store, monkeypatch):
+def test_the_harm_of_a_mutant_is_seen_from_outside(
+    guard: str, promise: str, store: Target, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trace = itf.read(FOLDER / f"without_{guard}.itf.json")
+    system = trace.system
+    assert isinstance(system, Hardened)
     apply(next(each for each in MUTANTS if each.guard == guard), monkeypatch)
     with pytest.raises(Harm, match=f"^{promise}: "):
-        watched(trace.system, itf.executed(trace.system, trace).steps, store)
+        watched(system, itf.executed(system, trace).steps, store)
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_the_whole_library_does_none(seed, store):
+def test_the_whole_library_does_none(seed: int, store: Target) -> None:
     """Along walks with suspicions, failed votes, crashes, second processes; a lost store is another matter: the register is gone."""
-    system = hardened(2, 3, **{**ONE_OF_EACH, "store_losses": 0})
+    system = hardened(2, 3, missing=(), **{**ONE_OF_EACH, "store_losses": 0})
     watched(system, tuple(walk(system, seed, 200)), store)

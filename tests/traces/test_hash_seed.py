@@ -44,7 +44,7 @@ def replayed(seed: str) -> str:
     return done.stdout
 
 
-def test_a_replay_does_not_depend_on_the_hash_seed():
+def test_a_replay_does_not_depend_on_the_hash_seed() -> None:
     first = replayed("1")
     assert first == replayed("4242")
     assert len(first.splitlines()) > 10

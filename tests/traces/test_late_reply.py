@@ -16,7 +16,7 @@ from ..impl.crews import crew_of, in_threads
 def test_the_last_to_come_whose_reply_is_late_is_admitted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It closes the barrier for the others, does not know of it, and goes the slow path."""
     monkeypatch.setenv("COXLESS_TRACE", str(tmp_path))
-    late = []
+    late: list[bool] = []
 
     def body(rank: int) -> None:
         with crew_of(server.address, rank, 2, patience=timedelta(seconds=0.5)) as crew:

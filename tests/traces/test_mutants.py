@@ -16,7 +16,7 @@ from coxless_traces.replay import Lockstep, Mismatch
 from coxless_traces.targets import Memory
 from coxless_traces.walks import Step, replay_walk, replayable
 
-from .library_mutants import MUTANTS, NONE_IN_THE_LIBRARY, apply
+from .library_mutants import MUTANTS, NONE_IN_THE_LIBRARY, Mutant, apply
 
 FOLDER = Path(__file__).parents[2] / "traces" / "mutants"
 KILLED = {path.name.removesuffix(".itf.json").removeprefix("without_"): path for path in sorted(FOLDER.glob("*.itf.json"))}
@@ -104,7 +104,7 @@ def parts_from_the_model(guard: str) -> bool:
     return False
 
 
-def test_each_guard_of_the_model_has_a_mutant_in_the_library():
+def test_each_guard_of_the_model_has_a_mutant_in_the_library() -> None:
     guards = {each.guard for each in (*mutants.MUTANTS, *mutants.EQUIVALENT)}
     ours = {each.guard for each in MUTANTS}
     assert ours | set(NONE_IN_THE_LIBRARY) == guards
@@ -113,14 +113,14 @@ def test_each_guard_of_the_model_has_a_mutant_in_the_library():
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.guard)
-def test_a_mutant_is_caught_by_replay(mutant, monkeypatch):
+def test_a_mutant_is_caught_by_replay(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not parts_from_the_model(mutant.guard), "that would be no fault of the mutant"
     apply(mutant, monkeypatch)
     assert parts_from_the_model(mutant.guard)
 
 
 @pytest.mark.parametrize("mutant", [each for each in MUTANTS if each.guard in KILLED], ids=lambda mutant: mutant.guard)
-def test_a_mutant_does_the_harm_that_the_same_mutant_of_the_model_does(mutant, monkeypatch):
+def test_a_mutant_does_the_harm_that_the_same_mutant_of_the_model_does(mutant: Mutant, monkeypatch: pytest.MonkeyPatch) -> None:
     system, steps = steps_of(mutant.guard)
     apply(mutant, monkeypatch)
     if mutant.guard in NOT_TO_THE_END:
@@ -131,7 +131,7 @@ def test_a_mutant_does_the_harm_that_the_same_mutant_of_the_model_does(mutant, m
 
 
 @pytest.mark.parametrize("guard", KILLED)
-def test_the_intact_library_parts_from_each_mutant_of_the_model(guard):
+def test_the_intact_library_parts_from_each_mutant_of_the_model(guard: str) -> None:
     system, steps = steps_of(guard)
     if guard in INVISIBLE:
         follow(system, steps)

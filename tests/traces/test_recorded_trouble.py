@@ -169,7 +169,7 @@ def test_a_reply_that_was_lost_with_the_store_is_admitted(folder: Path, watched:
     """A rank's barrier filled, and it was let through; but before it heard of it, the store died and came back empty. It connects once,
     after that, and not twice, before and after. (A soak found it.)"""
     decided = threading.Event()
-    lost = []
+    lost: list[str] = []
 
     def tell(what: str) -> None:
         if supervisor is not None:

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from coxless.protocol import Operation
+from coxless.protocol.operations import Set
 from coxless.server import start_server
 from coxless.store import connect
 from coxless_model.environment import hardened
@@ -30,24 +32,25 @@ ROUGH = QUIET | {
 
 
 @pytest.mark.parametrize(("ranks", "faults", "walks"), [(2, QUIET, 100), (2, ROUGH, 200), (3, ROUGH, 60)])
-def test_walks_on_a_dict(ranks, faults, walks):
-    system = hardened(ranks, 3, **faults)
+def test_walks_on_a_dict(ranks: int, faults: dict[str, int], walks: int) -> None:
+    system = hardened(ranks, 3, missing=(), **faults)
     memory = Memory()
     assert sum(replay_walk(system, memory, seed, 300) for seed in range(walks)) > 30 * walks
 
 
 @pytest.mark.parametrize("name", ["hash", "tcp", pytest.param("etcd", marks=needs_etcd())])
-def test_walks_on_torch_stores(name):
-    system = hardened(2, 3, **ROUGH)
+def test_walks_on_torch_stores(name: str) -> None:
+    system = hardened(2, 3, missing=(), **ROUGH)
     with target(name) as store:
         assert sum(replay_walk(system, store, seed, 300) for seed in range(25)) > 700
 
 
-def test_a_store_that_lies_is_found_out():
+def test_a_store_that_lies_is_found_out() -> None:
     class Forgetful(Memory):
-        def perform(self, operation):
+        def perform(self, operation: Operation) -> object:
             reply = super().perform(operation)
             if operation.step == "wake":
+                assert isinstance(operation, Set)
                 self.data.pop(operation.key)
             return reply
 
@@ -56,8 +59,8 @@ def test_a_store_that_lies_is_found_out():
         replay_walk(system, Forgetful(), seed=1, length=300)
 
 
-def test_a_replay_is_the_same_every_time():
-    system = hardened(2, 2, **QUIET)
+def test_a_replay_is_the_same_every_time() -> None:
+    system = hardened(2, 2, missing=(), **QUIET)
     seen = []
     for _ in range(2):
         memory = Memory()
@@ -68,7 +71,7 @@ def test_a_replay_is_the_same_every_time():
     assert seen[0] == seen[1]
 
 
-def test_a_store_that_runs_already_can_be_given_and_must_be_empty():
+def test_a_store_that_runs_already_can_be_given_and_must_be_empty() -> None:
     path = str(Path(__file__).parents[2] / "traces" / "two_winners.itf.json")
     with start_server() as server:
         done = CliRunner().invoke(replay, [path, "--address", server.address, "--quiet"])
@@ -89,7 +92,7 @@ def test_a_store_that_runs_already_can_be_given_and_must_be_empty():
         (WHOLE.replace('"name": "signal_arrival"', '"name": "sing"', 1), "is no run of the model"),
     ],
 )
-def test_a_trace_that_cannot_be_replayed_is_one_sentence(tmp_path, text, said):
+def test_a_trace_that_cannot_be_replayed_is_one_sentence(tmp_path: Path, text: str, said: str) -> None:
     path = tmp_path / "given.itf.json"
     path.write_text(text)
     done = CliRunner().invoke(replay, [str(path), "--target", "memory"])
@@ -97,7 +100,7 @@ def test_a_trace_that_cannot_be_replayed_is_one_sentence(tmp_path, text, said):
     assert done.output.startswith("Error: ") and said in done.output and len(done.output.splitlines()) == 1
 
 
-def test_a_store_that_is_not_there_is_one_sentence():
+def test_a_store_that_is_not_there_is_one_sentence() -> None:
     with start_server() as server:
         gone = server.address
     done = CliRunner().invoke(cover, ["--iterations", "1", "--address", gone])

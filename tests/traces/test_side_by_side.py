@@ -9,25 +9,28 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from coxless.protocol import Operation
+from coxless.protocol.operations import Append
 from coxless_model import itf
 from coxless_model.environment import hardened
-from coxless_model.machine import successors
+from coxless_model.machine import Action, successors
 from coxless_model.results import Trace
 from coxless_traces.commands import replay
 from coxless_traces.replay import Lockstep, Mismatch
-from coxless_traces.targets import Memory, target
+from coxless_traces.targets import Memory, Target, target
 from coxless_traces.walks import ONE_OF_EACH, replayable
 
 from .library_mutants import MUTANTS, apply
 
-SYSTEM = hardened(2, 2, **{**ONE_OF_EACH, "leaves": 0, "dead_marks": 0})
+SYSTEM = hardened(2, 2, missing=(), **{**ONE_OF_EACH, "leaves": 0, "dead_marks": 0})
 EXAMPLES = int(os.environ.get("COXLESS_EXAMPLES", "25"))
 
 
-def drive(store, choices, path=None) -> int:
+def drive(store: Target, choices: list[int], path: Path | None = None) -> int:
     """Each number chooses one of the actions that are enabled; 0, to which Hypothesis shrinks, is the first."""
     lockstep = Lockstep(SYSTEM, store)
-    states, actions = [SYSTEM.initial()], []
+    states = [SYSTEM.initial()]
+    actions: list[Action] = []
     try:
         for number in choices:
             before = states[-1]
@@ -51,25 +54,26 @@ def drive(store, choices, path=None) -> int:
 schedules = st.lists(st.integers(0, 15), min_size=20, max_size=90)
 
 
-def test_model_and_implementation_side_by_side(tmp_path_factory):
+def test_model_and_implementation_side_by_side(tmp_path_factory: pytest.TempPathFactory) -> None:
     path: Path = tmp_path_factory.mktemp("mismatch") / "smallest.itf.json"
     with target("tcp") as store:
 
         @settings(max_examples=EXAMPLES, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
         @given(schedules)
-        def check(choices):
+        def check(choices: list[int]) -> None:
             drive(store, choices, path)
 
         check()
 
 
-def test_a_mismatch_shrinks_to_a_smallest_schedule(tmp_path):
+def test_a_mismatch_shrinks_to_a_smallest_schedule(tmp_path: Path) -> None:
     """A store that forgets the first signature: the shortest schedule that shows it takes both operations before it, and no more."""
 
     class Forgetful(Memory):
-        def perform(self, operation):
+        def perform(self, operation: Operation) -> object:
             reply = super().perform(operation)
             if operation.step == "sign":
+                assert isinstance(operation, Append)
                 self.data.pop(operation.key)
             return reply
 
@@ -77,7 +81,7 @@ def test_a_mismatch_shrinks_to_a_smallest_schedule(tmp_path):
 
     @settings(max_examples=200, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
     @given(schedules)
-    def check(choices):
+    def check(choices: list[int]) -> None:
         drive(Forgetful(), choices, path)
 
     with pytest.raises(Mismatch, match="arrived"):
@@ -87,7 +91,9 @@ def test_a_mismatch_shrinks_to_a_smallest_schedule(tmp_path):
     assert [action["name"] for action in trace.actions] == ["take_incarnation", "create_register", "sign"]
 
 
-def test_a_defect_of_the_library_becomes_the_smallest_trace_that_shows_it(tmp_path, monkeypatch):
+def test_a_defect_of_the_library_becomes_the_smallest_trace_that_shows_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a TCPStore: whoever founds the crew does not wait for the other rank."""
     path = tmp_path / "smallest.itf.json"
     (defect,) = (mutant for mutant in MUTANTS if mutant.guard == "founding")
@@ -96,7 +102,7 @@ def test_a_defect_of_the_library_becomes_the_smallest_trace_that_shows_it(tmp_pa
 
         @settings(max_examples=100, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
         @given(schedules)
-        def check(choices):
+        def check(choices: list[int]) -> None:
             drive(store, choices, path)
 
         with monkeypatch.context() as patch:

@@ -19,7 +19,7 @@ def written(folder: Path, *events: dict[str, object]) -> Path:
 
 
 def recording(end: int, pid: int = 7, members: tuple[str, ...] = ("0.1-ab",)) -> Recording:
-    item = Item(f"rank0.{pid}.1.jsonl", 2, "op", "arrive", ("read", ("register",)), None, end, end, "")
+    item = Item(f"rank0.{pid}.1.jsonl", 2, "op", "arrive", ("read", ("register",)), None, end, end)
     return Recording(item.file, 0, pid, 1, 1, 0, (item,), (), members)
 
 

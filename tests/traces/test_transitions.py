@@ -1,34 +1,35 @@
 """Files of transitions: what was replayed once is not replayed again, and what a change of the model brings is."""
 
 import gzip
+from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
 from coxless_model.environment import hardened
 from coxless_traces import transitions
 from coxless_traces.cover_command import cover as command
-from coxless_traces.edge_cover import cover, one_of_each_orbit, replay_cover, state_graph
+from coxless_traces.edge_cover import Graph, cover, one_of_each_orbit, replay_cover, state_graph
 from coxless_traces.replay import Mismatch
 from coxless_traces.targets import target
 
 SMALL = ["--ranks", "2", "--iterations", "1", "--suspicions", "1", "--target", "memory"]
 
 
-def digests(graph):
+def digests(graph: Graph) -> set[str]:
     return set(map(transitions.digest(graph.packed), graph.all_edges()))
 
 
-def covered(*arguments):
+def covered(*arguments: str | Path) -> Result:
     return CliRunner().invoke(command, [*SMALL, *map(str, arguments)])
 
 
-def test_every_transition_has_a_digest_of_its_own():
+def test_every_transition_has_a_digest_of_its_own() -> None:
     graph = state_graph(hardened(2, 1, crashes=1, restarts=1))
     assert len(digests(graph)) == sum(map(len, graph.edges.values()))
 
 
-def test_of_a_mutated_system_only_the_altered_transitions_are_replayed(tmp_path):
+def test_of_a_mutated_system_only_the_altered_transitions_are_replayed(tmp_path: Path) -> None:
     original, without = hardened(2, 1), hardened(2, 1, missing=("compare_set",))
     transitions.save(tmp_path / "known", digests(state_graph(original)))
     known = transitions.read(tmp_path / "known")
@@ -43,7 +44,7 @@ def test_of_a_mutated_system_only_the_altered_transitions_are_replayed(tmp_path)
         replay_cover(without, store, graph, runs)
 
 
-def test_what_was_saved_is_not_replayed_again(tmp_path):
+def test_what_was_saved_is_not_replayed_again(tmp_path: Path) -> None:
     first = covered("--save", tmp_path / "all")
     assert first.exit_code == 0, first.output
     assert "(100.0%)" in first.output
@@ -53,7 +54,7 @@ def test_what_was_saved_is_not_replayed_again(tmp_path):
     assert (tmp_path / "again").read_bytes() == (tmp_path / "all").read_bytes()
 
 
-def test_what_a_partial_replay_left_out_is_replayed_by_the_next(tmp_path):
+def test_what_a_partial_replay_left_out_is_replayed_by_the_next(tmp_path: Path) -> None:
     assert covered("--share", "0.3", "--save", tmp_path / "part").exit_code == 0
     assert covered("--against", tmp_path / "part", "--save", tmp_path / "rest").exit_code == 0
     everything = digests(state_graph(hardened(2, 1, suspicions=1)))
@@ -74,7 +75,7 @@ def test_what_a_partial_replay_left_out_is_replayed_by_the_next(tmp_path):
         gzip.compress(f"{transitions.TITLE}\n{'0' * 16}\n".encode(), mtime=0)[:-6],
     ],
 )
-def test_a_file_that_is_none_of_transitions_is_one_sentence(tmp_path, content):
+def test_a_file_that_is_none_of_transitions_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "bad"
     path.write_bytes(content)
     outcome = covered("--against", path)
@@ -83,7 +84,7 @@ def test_a_file_that_is_none_of_transitions_is_one_sentence(tmp_path, content):
     assert "Traceback" not in outcome.output
 
 
-def test_under_symmetry_each_transition_or_a_renaming_of_it_is_replayed():
+def test_under_symmetry_each_transition_or_a_renaming_of_it_is_replayed() -> None:
     system = hardened(3, 1)
     graph = state_graph(system)
     wanted = one_of_each_orbit(graph)
@@ -94,11 +95,11 @@ def test_under_symmetry_each_transition_or_a_renaming_of_it_is_replayed():
     assert everything / 6 <= outcome.there.total() < everything / 3
 
 
-def test_an_interrupted_replay_counts_what_it_has_done():
+def test_an_interrupted_replay_counts_what_it_has_done() -> None:
     system = hardened(2, 1, suspicions=1)
     graph = state_graph(system)
 
-    def interrupt(number):
+    def interrupt(number: int) -> None:
         if number == 2:
             raise KeyboardInterrupt
 
@@ -109,7 +110,7 @@ def test_an_interrupted_replay_counts_what_it_has_done():
     assert 0 < outcome.share < 1
 
 
-def test_a_store_that_is_not_there_is_told_before_the_state_graph_is_built(monkeypatch):
+def test_a_store_that_is_not_there_is_told_before_the_state_graph_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("coxless_traces.cover_command.state_graph", lambda *_: pytest.fail("the graph came first"))
     outcome = CliRunner().invoke(command, ["--target", "tcp", "--address", "127.0.0.1:1"])
     assert outcome.exit_code == 2

@@ -33,7 +33,7 @@ def train() -> None:
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory) -> Path:
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of three ranks, one of which is killed right after it was counted at the barrier of iteration 7, and started again."""
     folder: Path = tmp_path_factory.mktemp("recorded")
     command = [sys.executable, "-c", "from tests.traces.test_validation import train; train()"]
@@ -49,13 +49,13 @@ def recorded(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_recorded_run_is_admitted(recorded):
+def test_a_recorded_run_is_admitted(recorded: Path) -> None:
     verdict = validate(recorded)
     assert verdict.holds, verdict
     assert verdict.lines > RANKS * ITERATIONS
 
 
-def test_what_was_sent_last_is_expected_where_it_was_sent(recorded):
+def test_what_was_sent_last_is_expected_where_it_was_sent(recorded: Path) -> None:
     """Nothing with a reply follows it, so it may take effect at any time. Were it tried last, who sent it would seem to be there still
     when the others already see that it has left, and a wrong suspicion would be inferred that never was."""
     recordings, _ = read_recordings(recorded)
@@ -64,7 +64,7 @@ def test_what_was_sent_last_is_expected_where_it_was_sent(recorded):
     assert all(item.begin <= item.likely < FOREVER for item in last)
 
 
-def test_a_torn_last_line_is_told_and_does_no_harm(recorded, tmp_path):
+def test_a_torn_last_line_is_told_and_does_no_harm(recorded: Path, tmp_path: Path) -> None:
     for path in recorded.iterdir():
         text = path.read_bytes()
         killed = b'"left"' not in text
@@ -74,7 +74,7 @@ def test_a_torn_last_line_is_told_and_does_no_harm(recorded, tmp_path):
     assert [flaw.what.partition(":")[0] for flaw in verdict.flaws] == ["torn"]
 
 
-def test_a_missing_line_is_told(recorded, tmp_path):
+def test_a_missing_line_is_told(recorded: Path, tmp_path: Path) -> None:
     for path in recorded.iterdir():
         lines = path.read_text().splitlines(keepends=True)
         (tmp_path / path.name).write_text("".join(lines[:9] + lines[10:]))
@@ -83,7 +83,7 @@ def test_a_missing_line_is_told(recorded, tmp_path):
     assert any("line 9 is missing" in flaw.what for flaw in verdict.flaws)
 
 
-def test_the_explained_prefix_of_a_rejected_recording_is_a_trace(recorded, tmp_path):
+def test_the_explained_prefix_of_a_rejected_recording_is_a_trace(recorded: Path, tmp_path: Path) -> None:
     folder = tmp_path / "changed"
     (doubled,) = (mutation for mutation in MUTATIONS if mutation.name == "a decision doubled")
     assert mutate(recorded, folder, doubled, 1) is not None
@@ -96,7 +96,7 @@ def test_the_explained_prefix_of_a_rejected_recording_is_a_trace(recorded, tmp_p
 
 
 @pytest.fixture(scope="module")
-def healthy(tmp_path_factory) -> Path:
+def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two ranks to which nothing happens: most of their lines are fast ones."""
     folder: Path = tmp_path_factory.mktemp("healthy")
     with pytest.MonkeyPatch.context() as patch, start_server() as server:

@@ -1,6 +1,7 @@
 """The proxy in front of a real store: it tells requests apart as torch sends them, and cuts where and when it is told to."""
 
 import time
+from collections.abc import Iterator
 from datetime import timedelta
 
 import pytest
@@ -11,7 +12,7 @@ from coxless import keys
 from coxless.connection import Connection
 from coxless.protocol.operations import ConnectionBroken
 from coxless.records import Member, Record, genesis
-from coxless.server import start_server
+from coxless.server import StoreServer, start_server
 from coxless_traces.names import name_of
 from coxless_traces.proxy import Point, Proxy
 from coxless_traces.wire import Requests, UnknownRequest
@@ -20,18 +21,18 @@ SOON = timedelta(milliseconds=50)
 
 
 @pytest.fixture(scope="module")
-def server():
+def server() -> Iterator[StoreServer]:
     with start_server() as running:
         yield running
 
 
 @pytest.fixture(scope="module")
-def proxy(server):
+def proxy(server: StoreServer) -> Iterator[Proxy]:
     with Proxy(server.address, listen=True) as running:
         yield running
 
 
-def test_every_request_of_torchs_client_is_understood(proxy):
+def test_every_request_of_torchs_client_is_understood(proxy: Proxy) -> None:
     proxy.begin()
     store = coxless.connect(proxy.addresses[0])
     store.set("a", "1" * 5000)
@@ -57,7 +58,7 @@ def test_every_request_of_torchs_client_is_understood(proxy):
     assert said == [each.strip() for each in expected.split(",")]
 
 
-def test_a_request_that_comes_in_pieces_is_one_request():
+def test_a_request_that_comes_in_pieces_is_one_request() -> None:
     whole = b"\x01" + (2).to_bytes(8, "little") + b"/k" + (1).to_bytes(8, "little") + b"v"
     parser = Requests()
     found = [request for byte in whole for request in parser.feed(bytes([byte]))]
@@ -77,7 +78,7 @@ def test_a_request_that_comes_in_pieces_is_one_request():
         ("half a reply", True),
     ],
 )
-def test_a_cut_is_exactly_where_it_was_asked_for(proxy, server, how, applied):
+def test_a_cut_is_exactly_where_it_was_asked_for(proxy: Proxy, server: StoreServer, how: str, applied: bool) -> None:
     direct = coxless.connect(server.address)
     before = direct.add("cut", 0)
     store = coxless.connect(proxy.addresses[0])
@@ -91,7 +92,7 @@ def test_a_cut_is_exactly_where_it_was_asked_for(proxy, server, how, applied):
     assert direct.add("cut", 0) == before + applied
 
 
-def test_a_wait_is_cut_while_it_waits(proxy):
+def test_a_wait_is_cut_while_it_waits(proxy: Proxy) -> None:
     store = coxless.connect(proxy.addresses[0])
     proxy.begin(Point(0, 0, 2, "while it waits"))
     through = store.clone()
@@ -100,7 +101,7 @@ def test_a_wait_is_cut_while_it_waits(proxy):
     assert proxy.done() == "wait never: while it waits"
 
 
-def test_the_reply_to_a_wait_that_has_timed_out_is_that_to_its_end(proxy):
+def test_the_reply_to_a_wait_that_has_timed_out_is_that_to_its_end(proxy: Proxy) -> None:
     """Which is no point of its own; and a cut that would have to wait for it has not come."""
     store = coxless.connect(proxy.addresses[0])
     proxy.begin(Point(0, 0, "wait never #1", "reply lost"))
@@ -114,7 +115,7 @@ def test_the_reply_to_a_wait_that_has_timed_out_is_that_to_its_end(proxy):
     assert "reply lost" in ways["cancel_wait #1"]
 
 
-def test_a_point_is_found_by_name_whatever_is_said_before_it(proxy):
+def test_a_point_is_found_by_name_whatever_is_said_before_it(proxy: Proxy) -> None:
     store = coxless.connect(proxy.addresses[0])
     proxy.begin(Point(0, 0, "add named #2", "request lost"))
     through = store.clone()
@@ -126,8 +127,8 @@ def test_a_point_is_found_by_name_whatever_is_said_before_it(proxy):
     assert proxy.done() == "add named: request lost"
 
 
-def test_names_are_the_same_in_every_run():
-    def named(*texts):
+def test_names_are_the_same_in_every_run() -> None:
+    def named(*texts: str) -> str:
         data = b"".join(len(text).to_bytes(8, "little") + text for text in map(str.encode, texts))
         return name_of(Requests().feed(bytes([2 if len(texts) == 3 else 1]) + data)[0])
 
@@ -139,7 +140,7 @@ def test_names_are_the_same_in_every_run():
     assert named("/" + keys.heartbeat(me), "7 1 3.5") == "set heartbeat_1.2-*"
 
 
-def test_all_or_some_open_connections_are_cut_on_command(server):
+def test_all_or_some_open_connections_are_cut_on_command(server: StoreServer) -> None:
     with Proxy(server.address) as plain:
         connections = [Connection(coxless.connect(plain.addresses[0])) for _ in range(3)]
         assert plain.cut(1, seed=1) == 1

@@ -73,7 +73,7 @@ def test_the_fast_path_costs_three_commands_a_rank(monkeypatch: Any) -> None:
             with crew_of(server.address, rank, RANKS, patience=timedelta(seconds=0.5)) as crew:
                 crew.advance()
                 own = crew._driver.connection
-                store, own.store = own.store, Counting(own.store)  # type: ignore[assignment]
+                store, own.store = own.store, Counting(own.store)
                 for _ in range(50):
                     crew.advance()
                 own.store = store

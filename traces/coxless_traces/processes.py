@@ -61,22 +61,27 @@ class _Here:
 def serve(pipe: Pipe, address: str, rank: int, world_size: int, min_ranks: int) -> None:
     """What the rank's process does: what it is told, and nothing between two messages."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    here = _Here(address)
     state = RankState(rank, world_size, min_ranks, nonce="", generation="")
-    replica = Replica(state, here.open())
+    failed: CoxlessError | None = None
+    try:
+        here = _Here(address)
+        replica = Replica(state, here.open())
+    except CoxlessError as error:
+        failed = error  # told in answer to the first message; if the replay was interrupted before it had a hold of this process, to nobody
     while True:
         try:
             what, argument, drawn = pipe.recv()
         except (EOFError, ConnectionError):
             return
-        if drawn is not None:
-            state.nonce, state.generation, state.deletions, replica.join_timeout = drawn
-        answer: object
-        try:
-            reply = _obey(replica, here, what, argument)
-            answer = (reply, state, replica.operation, replica.generator is not None, replica.stopped)
-        except CoxlessError as error:
-            answer = error
+        answer: object = failed
+        if failed is None:
+            if drawn is not None:
+                state.nonce, state.generation, state.deletions, replica.join_timeout = drawn
+            try:
+                reply = _obey(replica, here, what, argument)
+                answer = (reply, state, replica.operation, replica.generator is not None, replica.stopped)
+            except CoxlessError as error:
+                answer = error
         try:
             pipe.send(answer)
         except ConnectionError:

@@ -12,4 +12,4 @@ for kind in (dist.Store, dist.TCPStore, dist.HashStore, dist.FileStore, dist.Pre
             delattr(kind, name)
 
 _version = importlib.metadata.version
-importlib.metadata.version = lambda name: "2.6.0" if name == "torch" else _version(name)
+importlib.metadata.version = lambda distribution_name: "2.6.0" if distribution_name == "torch" else _version(distribution_name)

@@ -168,7 +168,7 @@ def test_a_crew_of_threads_that_hurries(new_run: NewRun) -> None:
 
     seen = in_threads(size, run)
     assert all(each == seen[0] for each in seen)
-    numbers = [number for number, _ in seen[0]]  # type: ignore[union-attr, attr-defined]
+    numbers = [number for number, _ in seen[0]]
     assert numbers == list(range(1, until + 1))
 
 
@@ -188,7 +188,8 @@ def test_under_a_prefix_two_crews_share_a_run(new_run: NewRun) -> None:
 
 
 def test_the_store_does_not_grow_with_the_iterations(new_run: NewRun) -> None:
-    address, watching = new_run(), {}
+    address = new_run()
+    watching: dict[int, int] = {}
 
     def run(rank: int) -> None:
         with crew_of(address, rank, 2) as crew:

@@ -124,7 +124,8 @@ def test_a_set_is_not_done_again_when_another_has_overwritten_it_meanwhile(
     store: EtcdStore, other: EtcdStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reply to ours is lost, theirs follows, ours is asked for again."""
-    once, lost = Cluster.once, []
+    once = Cluster.once
+    lost: list[Any] = []
 
     def and_theirs(cluster: Cluster, method: Any, request: Any, deadline: Any) -> Any:
         answer = once(cluster, method, request, deadline)
@@ -173,7 +174,7 @@ def test_compare_set_creates_once(store: EtcdStore, other: EtcdStore, wire: Wire
 def test_a_barrier_counts_once(store: EtcdStore, wire: Wire, faults: list[str]) -> None:
     wire.faults = list(faults)
     with pytest.raises(DistStoreError):
-        store.barrier("b", 2, timedelta(milliseconds=500))
+        store.barrier("b", 2, timedelta(seconds=1))  # the arrival itself, asked again and again, has to get through by then
     wire.deliver()
     assert store.get("b") == b"1"
     wire.faults = list(faults)
@@ -334,16 +335,19 @@ def test_what_comes_between_the_look_and_the_watch_is_not_missed(
     store: EtcdStore, other: EtcdStore, monkeypatch: pytest.MonkeyPatch, wait: str
 ) -> None:
     """Here: before the watch is even asked for. A waiter that missed it would look again only after a while."""
-    watch, came = etcd_waiting.Watch, []
+    watch = etcd_waiting.Watch
+    came: list[str] = []
 
     def comes_first(*arguments: Any) -> etcd_waiting.Watch:
         if not came:
-            came.append(other.set("k", "1"))
+            other.set("k", "1")
+            came.append("k")
         return watch(*arguments)
 
     monkeypatch.setattr(etcd_waiting, "Watch", comes_first)
+    waits: dict[str, Callable[[], object]] = {"wait": lambda: store.wait(["k"]), "get": lambda: store.get("k")}
     began = time.monotonic()
-    {"wait": lambda: store.wait(["k"]), "get": lambda: store.get("k")}[wait]()
+    waits[wait]()
     assert came
     assert time.monotonic() - began < etcd_waiting.SLICE - 0.5
 

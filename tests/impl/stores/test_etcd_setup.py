@@ -16,7 +16,8 @@ import pytest
 from aetcd import rpc
 from torch.distributed import DistError, DistNetworkError, DistStoreError
 
-from coxless.connection import Connection, address
+from coxless.client import address
+from coxless.connection import Connection
 from coxless.errors import CoxlessError, StoreUnreachableError
 from coxless.store import connect
 from coxless.stores.etcd import EtcdStore
