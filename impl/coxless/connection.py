@@ -236,12 +236,14 @@ class Connection:
         if not self._call(self.store.check, [key]):
             return None
         try:
-            return text_of(key, self._call(self.store.get, key))
+            text = text_of(key, self._call(self.store.get, key))
         except CorruptStoreError:
             raise
         except RuntimeError as error:  # deleted between the two
             self.timed_out(error)
             return None
+        # `get` is a wait and then a look, and of a key that was deleted between those two TCPStore says that it is empty.
+        return text if text or self._call(self.store.check, [key]) else None
 
     def ping(self) -> None:
         """One round trip: proves that the store answers, and that what was sent before has arrived."""

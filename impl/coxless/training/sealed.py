@@ -56,7 +56,12 @@ class SealedStore(Store):  # type: ignore[misc]
         self._store.set(key, seal(value.encode() if isinstance(value, str) else bytes(value)))
 
     def get(self, key: str) -> bytes:
-        return unseal(self._prefix + key, self._store.get(key))
+        sealed = self._store.get(key)
+        # A wait and then a look: of a key that was deleted between the two TCPStore says that it is empty. That is no foreign value: its
+        # participant has gone on, and this meeting will not come about.
+        if not sealed and not self._store.check([key]):
+            raise RuntimeError(f"the address {self._prefix + key!r} was deleted: its participant has left this meeting")
+        return unseal(self._prefix + key, sealed)
 
     def wait(self, keys: Sequence[str], timeout: timedelta | None = None) -> None:
         self._store.wait(list(keys), *(() if timeout is None else (timeout,)))
