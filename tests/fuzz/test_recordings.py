@@ -110,6 +110,13 @@ def whole_line(text: str) -> Spoil:
 @given(st.integers(0, 2), another_value() | other_text() | other_bytes())
 @example(0, whole_line("[" * 100_000))
 @example(1, whole_line('{"n":"7","t":"op"}'))
+@example(0, whole_line('{"n":1,"t":"op","s":[],"o":"Add","a":["rank_0_incarnation",1],"r":1,"b":1,"e":2}'))
+@example(
+    0,
+    whole_line(
+        '{"n":1,"t":"op","s":"sign","o":"Set","a":["global_iteration_barrier:0:arrived","0.1-ab.j,"],"r":null,"b":1,"e":2}'
+    ),
+)
 @example(2, whole_line('{"n":1,"t":"event","what":[],"rank":{},"b":0}'))
 @example(2, whole_line('{"n":1,"t":"event","what":"marked_dead","rank":0,"detail":7,"b":0}'))
 def test_a_spoilt_recording_gets_a_verdict(recorded: Path, tmp_path: Path, which: int, spoil: Spoil) -> None:

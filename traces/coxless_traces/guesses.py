@@ -18,8 +18,8 @@ from coxless_model.store import PROBE, THERE
 from .recorded import Item, Recording
 
 Key = tuple[Any, ...]
-Place = tuple[str, int, str]
-"""A file, a line, and which of the steps that it tells."""
+Place = tuple[int, int]
+"""Which recording, and which item of its training thread."""
 STEP = 2
 """Between what was shown less and what was shown more; there is room for a write between them."""
 
@@ -39,31 +39,29 @@ class Look(NamedTuple):
 def with_guesses(recordings: list[Recording]) -> list[Recording]:
     """The recordings, with a guess at the moment of each operation where its times alone would mislead."""
     looks: dict[Key, list[Look]] = defaultdict(list)
-    writes: dict[Key, list[Item]] = defaultdict(list)
-    for one in recordings:
-        for item in one.main:
+    writes: dict[Key, dict[Place, Item]] = defaultdict(dict)
+    for number, one in enumerate(recordings):
+        for at, item in enumerate(one.main):
             if item.op is None or item.kind != "op":
                 continue
-            look = _look(item)
+            look = _look((number, at), item)
             if look is not None:
                 looks[item.op[1]].append(look)
-            elif item.op[0] in ("append", "set") and item.op[1][0] in ("arrived", "full") and item.result != SPARED:
-                writes[item.op[1]].append(item)
-    likely = {place: moment for key, some in looks.items() for place, moment in _of_looks(some, writes[key])}
+            elif (item.op[0], item.op[1][0]) in (("append", "arrived"), ("set", "full")) and item.result != SPARED:
+                writes[item.op[1]][number, at] = item
+    likely = {place: moment for key, some in looks.items() for place, moment in _of_looks(some, writes[key].values())}
     likely |= {place: moment for key, some in writes.items() for place, moment in _of_writes(some, looks[key], likely)}
 
-    def guessed(item: Item) -> Item:
-        moment = likely.get(_place(item))
-        return item if moment is None else item._replace(sent=moment)
+    def guessed(item: Item, place: Place) -> Item:
+        return item._replace(sent=likely[place]) if place in likely else item
 
-    return [one._replace(main=tuple(map(guessed, one.main))) for one in recordings]
-
-
-def _place(item: Item) -> Place:
-    return item.file, item.line, item.name
+    return [
+        one._replace(main=tuple(guessed(item, (number, at)) for at, item in enumerate(one.main)))
+        for number, one in enumerate(recordings)
+    ]
 
 
-def _look(item: Item) -> Look | None:
+def _look(place: Place, item: Item) -> Look | None:
     assert item.op is not None
     what, (kind, *_), *arguments = item.op
     seen: frozenset[Any] = frozenset()
@@ -78,12 +76,12 @@ def _look(item: Item) -> Look | None:
         shown = (len(seen),)
     else:
         return None
-    return Look(_place(item), item.begin, item.end, shown, seen)
+    return Look(place, item.begin, item.end, shown, seen)
 
 
 def _of_looks(looks: list[Look], writes: Iterable[Item]) -> Iterator[tuple[Place, int]]:
     """Each before those that were shown more, and before the end of the writes that it does not show, if it may have been."""
-    due = sorted((item.end, item.op[2]) for item in writes if item.op is not None and not item.unsure)
+    due = sorted(((item.end, item.op[2]) for item in writes if item.op is not None and not item.unsure), key=lambda one: one[0])
     ends = [end for end, _ in due]
     groups: dict[tuple[int, ...], list[Look]] = defaultdict(list)
     for look in looks:
@@ -100,11 +98,11 @@ def _of_looks(looks: list[Look], writes: Iterable[Item]) -> Iterator[tuple[Place
         later = settled
 
 
-def _of_writes(writes: list[Item], looks: list[Look], likely: dict[Place, int]) -> Iterator[tuple[Place, int]]:
+def _of_writes(writes: dict[Place, Item], looks: list[Look], likely: dict[Place, int]) -> Iterator[tuple[Place, int]]:
     """After the looks that do not show it, and before those that do."""
-    for item in writes:
+    for place, item in writes.items():
         assert item.op is not None
         around = [look for look in looks if look.end >= item.begin and look.begin <= item.end]
         after = max((likely[look.place] + 1 for look in around if item.op[2] not in look.seen), default=0)
         before = min((likely[look.place] - 1 for look in around if item.op[2] in look.seen), default=item.end)
-        yield _place(item), min(max(item.likely, after), before)
+        yield place, min(max(item.likely, after), before)
