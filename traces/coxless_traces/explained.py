@@ -6,7 +6,7 @@ from typing import Any
 from coxless_model.environment import with_pulse
 from coxless_model.machine import Action, State
 from coxless_model.process import Process
-from coxless_model.records import Member
+from coxless_model.records import Member, Signature
 from coxless_model.store import REGISTER
 
 from .inferred import losses_so_far, noticed, numbers_taken, started, store_lost, too_late, without
@@ -83,7 +83,8 @@ def take(run: Run, node: Node, thread: int, item: Item) -> Iterator[Node]:
         return
     before: tuple[Action, ...] = ()
     if p.at == "arrive":
-        said = item.op[2].flag if item.name == "sign" and item.op is not None else "o"
+        what = item.op[-1] if item.op is not None else None
+        said = what.flag if isinstance(what, Signature) else "o"
         if index in node.fresh or (index, said) not in node.voted:
             return  # its decision or its vote was not recorded, or it did not do as it voted
         node = node._replace(voted=node.voted - {(index, said)})
