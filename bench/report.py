@@ -23,7 +23,8 @@ def times(row: Mapping[str, Any], base: Mapping[str, Any]) -> list[float]:
 
 
 def spread(ratios: list[float]) -> str:
-    """The median, and how far it can be trusted: so wide an interval holds the true one in 95 of 100 runs, whatever the distribution is."""
+    """The median, and how far it can be trusted: of blocks that are independent, so wide an interval holds the true one in 95 of 100 runs,
+    whatever the distribution is."""
     ordered, half = sorted(ratios), statistics.NormalDist().inv_cdf(0.975) * math.sqrt(len(ratios)) / 2
     low = max(0, math.floor(len(ordered) / 2 - half))
     return f"{statistics.median(ordered):.2f} ({ordered[low]:.2f} to {ordered[-1 - low]:.2f})"

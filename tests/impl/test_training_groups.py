@@ -16,6 +16,7 @@ import torch
 import coxless
 from coxless.server import start_server
 from coxless.training import Background, CollectiveFailed, EpochGroup, open_group
+from coxless.training.sealed import NamedPrefix, seal
 
 from .crews import stopped
 from .training import with_groups
@@ -28,6 +29,28 @@ def test_a_missing_participant_does_not_hold_up_the_meeting(store: Any) -> None:
     with pytest.raises(CollectiveFailed, match="rank 1 is dead"):
         open_group(store, "e", 0, 2, watch=lambda: "rank 1 is dead", background=Background(), timeout=timedelta(seconds=3))
     assert time.monotonic() - started < 1
+
+
+def test_a_participant_that_has_gone_on_ends_the_meeting_and_not_the_training(
+    store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has deleted its address between the wait for it and the look at it, of which TCPStore says that it is empty
+    (test_reconnection.py shows that on a real server)."""
+    address = "process_group:e/0/1"
+    store.set(address, seal(b"somewhere"))
+
+    get = NamedPrefix.get
+
+    def deleted_meanwhile(self: NamedPrefix, key: str) -> bytes:
+        if key != "0/1":
+            own: bytes = get(self, key)
+            return own
+        store.delete_key(address)
+        return b""
+
+    monkeypatch.setattr(NamedPrefix, "get", deleted_meanwhile)
+    with pytest.raises(CollectiveFailed, match=f"{address}' was deleted: its participant has left this meeting"):
+        open_group(store, "e", 0, 2, watch=lambda: None, background=Background(), timeout=timedelta(seconds=10))
 
 
 def test_a_pending_collective_is_given_up_and_parked(store: Any) -> None:

@@ -35,7 +35,7 @@ def test_a_hasty_manager_is_found_by_the_shortest_run() -> None:
     (found,) = explore(TwoPhaseCommit(3, "hasty")).counterexamples
     assert [action.name for action in found.trace.actions] == ["choose_to_abort", "commit", "obey"]
     assert found.wrong == "rank 1 has committed, rank 0 has aborted"
-    assert replays(TwoPhaseCommit(3, "hasty"), found.trace)
+    assert_replays(TwoPhaseCommit(3, "hasty"), found.trace)
 
 
 def test_a_silent_manager_is_a_deadlock() -> None:
@@ -104,7 +104,7 @@ def test_seven_managers_fit_in_a_fraction_of_the_memory() -> None:
     assert result.memory < 300 << 20
 
 
-def replays(system: System, trace: Trace) -> bool:
+def assert_replays(system: System, trace: Trace) -> None:
     """Every step of the trace is a step of the specification, and no state before the last breaks a property."""
     state: Any = system.initial()
     assert state == trace.states[0]
@@ -112,4 +112,3 @@ def replays(system: System, trace: Trace) -> bool:
         assert not violations(system, state)
         state = apply(system, state, action)
         assert state == after
-    return True

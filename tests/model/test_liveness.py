@@ -21,7 +21,7 @@ def test_a_manager_that_need_not_act_leaves_the_others_waiting() -> None:
     (lasso,) = check_liveness(system).lassos
     assert [action.name for action in lasso.prefix.actions] == ["prepare"] * 3
     assert lasso.cycle.actions == ()
-    assert replays(system, lasso)
+    assert_replays(system, lasso)
 
 
 class Goals(TwoPhaseCommit):
@@ -49,7 +49,7 @@ def test_of_two_contradictory_promises_one_at_least_is_broken() -> None:
     lassos = {lasso.goal: lasso for lasso in check_liveness(Goals(2)).lassos}
     assert set(lassos) == {"all commit", "nobody commits"}
     for lasso in lassos.values():
-        assert replays(Goals(2), lasso)
+        assert_replays(Goals(2), lasso)
         assert lasso.cycle.states[0] == lasso.cycle.states[-1] == lasso.prefix.states[-1]
     assert lassos["nobody commits"].cycle.actions, "having committed, they go on obeying for ever"
     assert {action.name for action in lassos["nobody commits"].cycle.actions} == {"obey"}
@@ -84,9 +84,8 @@ def test_components_are_those_of_networkx(seed: int) -> None:
     assert mine == {frozenset(component) for component in nx.strongly_connected_components(graph)}
 
 
-def replays(system: System, lasso: Lasso) -> bool:
+def assert_replays(system: System, lasso: Lasso) -> None:
     state = system.initial()
     for _, action, after in lasso.prefix.steps + lasso.cycle.steps:
         state = apply(system, state, action)
         assert state == after
-    return True

@@ -1,5 +1,6 @@
 """Dozens of ranks that found at once: all times overlap, and the validation still finds the order."""
 
+import os
 import random
 from heapq import heappop, heappush
 from pathlib import Path
@@ -60,6 +61,8 @@ def founded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         reply = store.perform(operation) if there else False
         if not isinstance(operation, Append | Set):
             told(rank, operation, reply, began, moment + 1 + chance.randrange(SLOW))
+    for recorder in recorders:
+        os.close(recorder._descriptor)  # a process has one, to its end; here there are forty
     return tmp_path
 
 
