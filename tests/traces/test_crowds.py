@@ -123,3 +123,12 @@ def test_who_is_woken_is_so_after_the_wake_and_who_is_not_before_it() -> None:
     assert order(wake, woken, impatient) == "impatient wake woken"
     spared = wake._replace(result=SPARED)
     assert with_guesses([Recording("r", 0, 1, 2, 1, 0, (spared,), ())])[0].main == (spared,), "it was left out"
+
+
+def test_whoever_ran_out_of_patience_did_so_before_the_last_one_came() -> None:
+    count = ("count", 1)
+    last = Item("r", 1, "op", "last", ("barrier", count, 2), THERE, 10, 90, sent=10)
+    through = Item("r", 1, "op", "through", ("barrier_reply", count, 2), THERE, 10, 90)
+    first = Item("r", 2, "op", "first", ("barrier", count, 2), None, 5, 60, sent=5)
+    impatient = Item("r", 2, "op", "impatient", ("barrier_reply", count, 2), None, 5, 60)
+    assert order(last, through, first, impatient) == "first impatient last through"
